@@ -1,0 +1,10 @@
+// Command swarm is the cluster agent and its command line.
+package main
+
+import (
+	"os"
+
+	"swarm/cli"
+)
+
+func main() { os.Exit(cli.Main(os.Args, os.Stdout, os.Stderr)) }
