@@ -1,0 +1,171 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+
+	"github.com/docker/cli/cli/command"
+	"github.com/docker/cli/cli/context/docker"
+	"github.com/docker/cli/cli/streams"
+	"github.com/moby/moby/client"
+)
+
+const (
+	// defaultHost is where an agent with default flags serves its API.
+	defaultHost = "unix:///run/swarm/swarm.sock"
+	// hostVariable is the environment variable that --host falls back to.
+	hostVariable = "SWARM_HOST"
+	// answerBytesMax bounds what is read of an answer that we decode ourselves.
+	answerBytesMax = 16 << 20
+)
+
+// engine is what docker's commands and ours know of the world: the streams and a client for one agent.
+// It stands in for docker's own context: DOCKER_HOST, docker contexts, TLS variables, plugins and hooks have no say.
+// Docker's configuration file is read for registry credentials and output formats only.
+type engine struct {
+	*command.DockerCli
+	// host is --host as given; empty means SWARM_HOST, then the default socket.
+	host string
+	out  *rewriter
+
+	once   sync.Once
+	client *client.Client
+}
+
+func newEngine(stdin io.ReadCloser, stdout, stderr io.Writer) (*engine, error) {
+	out := &rewriter{Writer: stdout}
+	inner, err := command.NewDockerCli(command.WithInputStream(stdin), command.WithErrorStream(stderr), command.WithOutputStream(out))
+	if err != nil {
+		return nil, err
+	}
+	inner.Out().SetIsTerminal(streams.NewOut(stdout).IsTerminal())
+	return &engine{DockerCli: inner, out: out}, nil
+}
+
+// Client talks to the agent. A host that makes no sense surfaces with the first request, like one that does not answer.
+func (e *engine) Client() client.APIClient {
+	e.once.Do(func() {
+		// Every connection goes through e.dial, so the host given here only decides that it is plain HTTP.
+		c, err := client.New(client.WithHost(defaultHost), client.WithDialContext(e.dial), client.WithUserAgent("swarm/"+version))
+		if err != nil {
+			panic(err) // constant arguments
+		}
+		e.client = c
+	})
+	return e.client
+}
+
+// address is the agent's address in force: flag, then environment, then default.
+func (e *engine) address() string {
+	for _, host := range []string{e.host, os.Getenv(hostVariable)} {
+		if host != "" {
+			return host
+		}
+	}
+	return defaultHost
+}
+
+func (e *engine) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+	path, err := socketPath(e.address())
+	if err != nil {
+		return nil, &unreachableError{text: err.Error()}
+	}
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
+	if err != nil {
+		return nil, unreachable(path, err)
+	}
+	return conn, nil
+}
+
+// socketPath takes unix:///path or /path.
+func socketPath(host string) (string, error) {
+	path := strings.TrimPrefix(host, "unix://")
+	if !strings.HasPrefix(path, "/") {
+		return "", fmt.Errorf(`%q is not an address of an agent: give unix:///PATH (an agent serves its API on a unix socket only;
+to reach another machine: ssh -L /tmp/swarm.sock:/run/swarm/swarm.sock MACHINE, then swarm --host unix:///tmp/swarm.sock …)`, host)
+	}
+	return path, nil
+}
+
+// unreachableError is a connection that could not be made. Its text says what to do about it.
+type unreachableError struct{ text string }
+
+func (e *unreachableError) Error() string { return e.text }
+
+func unreachable(path string, cause error) error {
+	switch {
+	case errors.Is(cause, os.ErrPermission):
+		return &unreachableError{fmt.Sprintf("not allowed to reach the agent at unix://%s: only root and members of group swarm are (sudo usermod -aG swarm $USER, then log in again)", path)}
+	case errors.Is(cause, os.ErrNotExist), errors.Is(cause, syscall.ECONNREFUSED):
+		return &unreachableError{fmt.Sprintf("cannot reach the agent at unix://%s: is `swarm agent` running? (systemctl status swarm)", path)}
+	}
+	return &unreachableError{fmt.Sprintf("cannot reach the agent at unix://%s: %s", path, lastCause(cause))}
+}
+
+// lastCause is the innermost error: what the system said, without the layers that name the address again.
+func lastCause(err error) error {
+	for inner := errors.Unwrap(err); inner != nil; inner = errors.Unwrap(err) {
+		err = inner
+	}
+	return err
+}
+
+// get decodes the answer to GET path, for fields that the docker client does not know.
+func (e *engine) get(ctx context.Context, path string, into any) error {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+client.DummyHost+path, nil)
+	if err != nil {
+		return err
+	}
+	transport := &http.Transport{DialContext: e.dial, DisableKeepAlives: true}
+	answer, err := (&http.Client{Transport: transport}).Do(request)
+	if err != nil {
+		return err
+	}
+	defer answer.Body.Close()
+	body := json.NewDecoder(io.LimitReader(answer.Body, answerBytesMax))
+	if answer.StatusCode != http.StatusOK {
+		var refusal struct{ Message string }
+		if body.Decode(&refusal) != nil || refusal.Message == "" {
+			refusal.Message = "GET " + path + ": " + answer.Status
+		}
+		return fmt.Errorf("Error response from daemon: %s", refusal.Message)
+	}
+	if err := body.Decode(into); err != nil {
+		return fmt.Errorf("read the agent's answer to GET %s: %w", path, err)
+	}
+	return nil
+}
+
+// The rest of docker's interface, for a world without contexts.
+
+func (e *engine) CurrentVersion() string          { return e.Client().ClientVersion() }
+func (e *engine) CurrentContext() string          { return command.DefaultContextName }
+func (e *engine) DockerEndpoint() docker.Endpoint { return docker.Endpoint{} }
+func (e *engine) ServerInfo() command.ServerInfo  { return command.ServerInfo{OSType: "linux"} }
+
+// rewriter puts the one hint that docker prints during a command in our words.
+// It is switched on only for commands that show progress, so that output of containers is never touched.
+type rewriter struct {
+	io.Writer
+	on bool
+}
+
+func (w *rewriter) Write(p []byte) (int, error) {
+	if !w.on || !bytes.Contains(p, []byte("`docker ")) {
+		return w.Writer.Write(p)
+	}
+	if _, err := w.Writer.Write(bytes.ReplaceAll(p, []byte("`docker "), []byte("`swarm "))); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}

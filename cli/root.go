@@ -1,0 +1,145 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	dockercli "github.com/docker/cli/cli"
+	"github.com/spf13/cobra"
+)
+
+// Groups of the root's help.
+const (
+	groupCluster = "cluster"
+	groupWork    = "work"
+	groupNode    = "node"
+)
+
+// usageTemplate is how every command explains itself; flags are wrapped at 100 columns.
+const usageTemplate = `Usage:  {{if .HasAvailableSubCommands}}{{.CommandPath}} [OPTIONS] COMMAND{{else}}{{.UseLine}}{{end}}
+
+{{or .Long .Short | trim}}
+{{- if .Aliases}}
+
+Aliases:
+  {{.NameAndAliases}}
+{{- end}}
+{{- if .HasExample}}
+
+Examples:
+{{.Example | trimTrailingWhitespaces}}
+{{- end}}
+{{- $commands := .Commands}}
+{{- range $group := .Groups}}
+
+{{.Title}}
+{{- range $commands}}{{if and (eq .GroupID $group.ID) .IsAvailableCommand}}
+  {{rpad .Name .NamePadding}} {{.Short}}{{end}}{{end}}
+{{- end}}
+{{- if and .HasAvailableSubCommands (not .Groups)}}
+
+Commands:
+{{- range $commands}}{{if .IsAvailableCommand}}
+  {{rpad .Name .NamePadding}} {{.Short}}{{end}}{{end}}
+{{- end}}
+{{- if .HasAvailableLocalFlags}}
+
+Options:
+{{.LocalFlags.FlagUsagesWrapped 100 | trimTrailingWhitespaces}}
+{{- end}}
+{{- if .HasAvailableSubCommands}}
+
+Run '{{.CommandPath}} COMMAND --help' for more about a command.
+{{- end}}
+`
+
+// newRoot builds the whole tree: our commands, and docker's for what has its API.
+func newRoot(stdin io.ReadCloser, stdout, stderr io.Writer) (*cobra.Command, error) {
+	e, err := newEngine(stdin, stdout, stderr)
+	if err != nil {
+		return nil, err
+	}
+	root := &cobra.Command{
+		Use:                   "swarm [OPTIONS] COMMAND",
+		Short:                 "Run containers on a cluster of Linux machines",
+		Example:               "  swarm init\n  swarm service create --name hello --replicas 3 IMAGE\n  swarm service ps hello",
+		Version:               version,
+		SilenceUsage:          true,
+		SilenceErrors:         true,
+		TraverseChildren:      true, // service create has a --host of its own
+		DisableFlagsInUseLine: true,
+		RunE:                  unknownCommand,
+		PersistentPreRun:      func(cmd *cobra.Command, _ []string) { e.out.on = showsProgress(cmd) },
+	}
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	root.SetUsageTemplate(usageTemplate)
+	root.SetHelpTemplate("{{.UsageString}}")
+	root.SetVersionTemplate("swarm version {{.Version}}\n")
+	root.SetFlagErrorFunc(dockercli.FlagErrorFunc)
+	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
+	root.PersistentFlags().BoolP("help", "h", false, "Print usage")
+	_ = root.PersistentFlags().MarkHidden("help")
+	root.Flags().StringVarP(&e.host, "host", "H", "", "Socket of the agent to talk to (default $"+hostVariable+", else "+defaultHost+")")
+
+	root.AddGroup(&cobra.Group{ID: groupCluster, Title: "Cluster:"}, &cobra.Group{ID: groupWork, Title: "Work:"}, &cobra.Group{ID: groupNode, Title: "This program:"})
+	add(root, groupCluster, newInit(e), newJoin(e), newJoinToken(e), newLeave(e), newInfo(e))
+	add(root, groupNode, newAgent(), newKeeper(), newVersion(e))
+	hoistDocker(root, e)
+	addCompletionAndHelp(root)
+	acceptHostEverywhere(root, e)
+	return root, nil
+}
+
+func add(root *cobra.Command, group string, commands ...*cobra.Command) {
+	for _, c := range commands {
+		c.GroupID = group
+		c.DisableFlagsInUseLine = true
+		root.AddCommand(c)
+	}
+}
+
+func addCompletionAndHelp(root *cobra.Command) {
+	root.SetCompletionCommandGroupID(groupNode)
+	root.InitDefaultCompletionCmd("completion")
+	root.SetHelpCommandGroupID(groupNode)
+	root.InitDefaultHelpCmd()
+	for _, c := range root.Commands() {
+		switch c.Name() {
+		case "completion":
+			c.Example = "  swarm completion bash > /etc/bash_completion.d/swarm"
+			for _, shell := range c.Commands() {
+				shell.Example = "  swarm completion " + shell.Name()
+			}
+		case "help":
+			c.Short = "Print the help of a command"
+			c.Example = "  swarm help service create"
+		}
+	}
+}
+
+// acceptHostEverywhere lets --host stand after the command too, where no flag of the command itself is called so.
+func acceptHostEverywhere(cmd *cobra.Command, e *engine) {
+	for _, c := range cmd.Commands() {
+		acceptHostEverywhere(c, e)
+		if c.HasSubCommands() || c.DisableFlagParsing || c.Flags().Lookup("host") != nil || c.Flags().ShorthandLookup("H") != nil {
+			continue
+		}
+		c.Flags().StringVarP(&e.host, "host", "H", "", "Socket of the agent to talk to")
+		_ = c.Flags().MarkHidden("host")
+	}
+}
+
+func unknownCommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		cmd.SetOut(cmd.ErrOrStderr())
+		return cmd.Help()
+	}
+	hint := ""
+	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+		hint = fmt.Sprintf("\n\nDid you mean %s?", strings.Join(near, " or "))
+	}
+	return fmt.Errorf("swarm: unknown command: swarm %s%s\n\nRun 'swarm --help' for more information", args[0], hint)
+}
