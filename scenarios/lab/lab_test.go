@@ -1,0 +1,232 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// The test program itself stands in for an agent: it answers on the API socket and on the node port, and starts a child that would
+// outlive it, as a shim does.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == "agent" {
+		standIn(os.Args[2:])
+		return
+	}
+	os.Exit(m.Run())
+}
+
+func standIn(args []string) {
+	flags := map[string]string{}
+	for i := 0; i+1 < len(args); i += 2 {
+		flags[args[i]] = args[i+1]
+	}
+	os.MkdirAll(flags["--run-dir"], 0o755)
+	os.MkdirAll(flags["--data-dir"], 0o755)
+	socket := filepath.Join(flags["--run-dir"], "swarm.sock")
+	os.Remove(socket)
+	api, err := net.Listen("unix", socket)
+	if err != nil {
+		panic(err)
+	}
+	port, err := net.Listen("tcp", flags["--listen-addr"])
+	if err != nil {
+		panic(err)
+	}
+	child := exec.Command("sleep", "1000")
+	child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := child.Start(); err != nil {
+		panic(err)
+	}
+	answer := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, flags["--hostname"]) })
+	go http.Serve(port, answer)
+	http.Serve(api, answer)
+}
+
+func needRoot(t *testing.T) {
+	if os.Getenv("SWARM_ROOT_TESTS") != "1" {
+		t.Skip("makes network namespaces: run as root with SWARM_ROOT_TESTS=1")
+	}
+}
+
+func open(t *testing.T, nodes ...string) *Lab {
+	needRoot(t)
+	l, err := Open(Config{Name: "labtest", Program: os.Args[0]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+		if left := Leftovers("labtest"); left != nil {
+			t.Errorf("left behind: %q", left)
+		}
+	})
+	for _, name := range nodes {
+		n, err := l.Add(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := n.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return l
+}
+
+const (
+	enough = 10 * time.Second       // for an answer that must come, after a cable was plugged in
+	little = 400 * time.Millisecond // for an answer that must not come
+)
+
+// reach asks one node from another, or from the switch when from is empty.
+func reach(l *Lab, from, to string, limit time.Duration) string {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	dial := func(ctx context.Context, protocol, target string) (net.Conn, error) {
+		if from == "" {
+			return l.Dial(ctx, protocol, target)
+		}
+		var conn net.Conn
+		err := within(l.Node(from).Namespace(), func() (err error) {
+			conn, err = new(net.Dialer).DialContext(ctx, protocol, target)
+			return err
+		})
+		return conn, err
+	}
+	client := &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}
+	request, _ := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+l.Node(to).Address+":2377/", nil)
+	response, err := client.Do(request)
+	if err != nil {
+		return "nothing"
+	}
+	defer response.Body.Close()
+	body, _ := io.ReadAll(response.Body)
+	return string(body)
+}
+
+func want(t *testing.T, got, want string) {
+	t.Helper()
+	if got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestPartitionCutsBetweenGroupsAndHealJoinsThem(t *testing.T) {
+	l := open(t, "n1", "n2", "n3")
+	want(t, reach(l, "n1", "n2", enough), "n2")
+	if err := l.Partition([]string{"n1"}, []string{"n2", "n3"}); err != nil {
+		t.Fatal(err)
+	}
+	want(t, reach(l, "n1", "n2", little), "nothing")
+	want(t, reach(l, "n3", "n1", little), "nothing")
+	want(t, reach(l, "n2", "n3", enough), "n3")
+	want(t, reach(l, "", "n1", enough), "n1")
+	if err := l.Heal(); err != nil {
+		t.Fatal(err)
+	}
+	want(t, reach(l, "n1", "n2", enough), "n2")
+}
+
+func TestUnpluggedNodeIsAloneUntilPluggedIn(t *testing.T) {
+	l := open(t, "n1", "n2")
+	if err := l.Node("n2").Unplug(); err != nil {
+		t.Fatal(err)
+	}
+	want(t, reach(l, "n1", "n2", little), "nothing")
+	want(t, reach(l, "", "n2", little), "nothing")
+	if err := l.Node("n2").Plug(); err != nil {
+		t.Fatal(err)
+	}
+	want(t, reach(l, "", "n2", enough), "n2")
+}
+
+func TestKillSparesWhatTheAgentStartedAndPowerOffDoesNot(t *testing.T) {
+	l := open(t, "n1")
+	n := l.Node("n1")
+	if err := n.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if n.Running() || len(processes("labtest", "n1")) != 1 {
+		t.Errorf("after kill: running=%v processes=%v, want only the child", n.Running(), processes("labtest", "n1"))
+	}
+	if err := n.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.PowerOff(); err != nil {
+		t.Fatal(err)
+	}
+	if left := processes("labtest", "n1"); left != nil {
+		t.Errorf("after power-off: processes %v", left)
+	}
+	if _, err := os.Stat(n.RunDir()); err == nil {
+		t.Error("the run directory survived a loss of power")
+	}
+	if _, err := os.Stat(n.DataDir()); err != nil {
+		t.Error("the data directory did not survive a loss of power")
+	}
+	if err := n.Plug(); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	want(t, reach(l, "", "n1", enough), "n1")
+}
+
+func TestAbandonedLabIsFoundAndRemoved(t *testing.T) {
+	l := open(t, "n1")
+	if err := Remove("labtest"); err == nil {
+		t.Fatal("a lab in use was removed")
+	}
+	if err := l.Detach(); err != nil {
+		t.Fatal(err)
+	}
+	left := strings.Join(Leftovers("labtest"), "\n")
+	for _, part := range []string{"process", "/run/netns/lab-labtest-n1", "/tmp/swarm-lab/labtest", "cgroup"} {
+		if !strings.Contains(left, part) {
+			t.Errorf("leftovers lack %s:\n%s", part, left)
+		}
+	}
+	if !slices.Contains(names(), "labtest") {
+		t.Errorf("names %v", names())
+	}
+	if err := Sweep("labt"); err != nil {
+		t.Fatal(err)
+	}
+	if left := Leftovers("labtest"); left != nil {
+		t.Errorf("left behind: %q", left)
+	}
+	if l, err := Open(Config{Name: "labtest", Program: os.Args[0]}); err != nil {
+		t.Fatal(err)
+	} else if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestAgentThatEndsAtOnceIsReportedWithItsWords(t *testing.T) {
+	needRoot(t)
+	l, err := Open(Config{Name: "labtest", Program: "/bin/false"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	n, err := l.Add("n1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Start(t.Context()); err == nil || !strings.Contains(err.Error(), "it ended: exit status 1") {
+		t.Errorf("got %v", err)
+	}
+}
