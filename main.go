@@ -1,4 +1,4 @@
-// Command swarm is the cluster agent and its command line.
+// Command swarm is the cluster agent and its command line. It hands over to cli and does nothing else.
 package main
 
 import (

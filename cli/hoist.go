@@ -65,7 +65,7 @@ func hoistDocker(root *cobra.Command, e *engine) {
 		for _, h := range hoisted {
 			if c.Name() == h.group {
 				side.RemoveCommand(c)
-				c.Short = h.short
+				c.Use, c.Short = h.group+" COMMAND", h.short
 				c.Example = firstExample(h.examples)
 				keepOnly(c, h.examples)
 				inOurWords(c)

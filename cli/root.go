@@ -82,6 +82,7 @@ func newRoot(stdin io.ReadCloser, stdout, stderr io.Writer) (*cobra.Command, err
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 	root.PersistentFlags().BoolP("help", "h", false, "Print usage")
 	_ = root.PersistentFlags().MarkHidden("help")
+	root.Flags().BoolP("version", "v", false, "Print this program's version")
 	root.Flags().StringVarP(&e.host, "host", "H", "", "Socket of the agent to talk to (default $"+hostVariable+", else "+defaultHost+")")
 
 	root.AddGroup(&cobra.Group{ID: groupCluster, Title: "Cluster:"}, &cobra.Group{ID: groupWork, Title: "Work:"}, &cobra.Group{ID: groupNode, Title: "This program:"})
@@ -109,6 +110,7 @@ func addCompletionAndHelp(root *cobra.Command) {
 	for _, c := range root.Commands() {
 		switch c.Name() {
 		case "completion":
+			c.Short = "Print the completion script of a shell"
 			c.Example = "  swarm completion bash > /etc/bash_completion.d/swarm"
 			for _, shell := range c.Commands() {
 				shell.Example = "  swarm completion " + shell.Name()

@@ -10,8 +10,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// version is this program's; the commit comes from the build.
-const version = "0.1.0"
+// version is this program's. Only the linker writes it (-X swarm/cli.version=…), from the source's tag.
+var version = "dev"
 
 func newVersion(e *engine) *cobra.Command {
 	return &cobra.Command{
