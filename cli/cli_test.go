@@ -120,7 +120,7 @@ func TestFlagsThatAreNotOfferedExist(t *testing.T) {
 			t.Errorf("%s: %v", path, err)
 			continue
 		}
-		for _, name := range flags {
+		for _, name := range strings.Fields(flags) {
 			if f := c.Flags().Lookup(name); f == nil || !f.Hidden {
 				t.Errorf("%s --%s is not a hidden flag: docker changed it, follow", path, name)
 			}

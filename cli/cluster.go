@@ -19,12 +19,14 @@ const defaultNodePort = "2377"
 
 // membershipFlags are what init and join have in common.
 type membershipFlags struct {
+	listenAddr    string
 	advertiseAddr string
 	availability  string
 }
 
 func (f *membershipFlags) add(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&f.advertiseAddr, "advertise-addr", "", "Address, ADDRESS:PORT or interface that the other nodes reach this one by (default: the agent's own choice)")
+	cmd.Flags().StringVar(&f.listenAddr, "listen-addr", "", "ADDRESS[:PORT] or interface of the node port (default: as the agent was started)")
+	cmd.Flags().StringVar(&f.advertiseAddr, "advertise-addr", "", "Address, ADDRESS:PORT or interface that the other nodes reach this one by (default: the machine's only one)")
 	cmd.Flags().StringVar(&f.availability, "availability", string(swarm.NodeAvailabilityActive), "active: takes tasks; pause: takes no new ones; drain: takes none")
 	_ = cmd.RegisterFlagCompletionFunc("availability", cobra.FixedCompletions(availabilities(), cobra.ShellCompDirectiveNoFileComp))
 }
@@ -54,7 +56,11 @@ func newInit(e *engine) *cobra.Command {
 			if err := common.check(); err != nil {
 				return err
 			}
-			options := client.SwarmInitOptions{AdvertiseAddr: common.advertiseAddr, Availability: swarm.NodeAvailability(common.availability)}
+			options := client.SwarmInitOptions{
+				ListenAddr:    common.listenAddr,
+				AdvertiseAddr: common.advertiseAddr,
+				Availability:  swarm.NodeAvailability(common.availability),
+			}
 			if cmd.Flags().Changed("task-history-limit") {
 				options.Spec.Orchestration.TaskHistoryRetentionLimit = &historyLimit
 			}
@@ -105,6 +111,7 @@ func newJoin(e *engine) *cobra.Command {
 				return fmt.Errorf("a token is needed to join: run 'swarm join-token worker' on a manager and use the command that it prints")
 			}
 			return runJoin(cmd.Context(), e, client.SwarmJoinOptions{
+				ListenAddr:    common.listenAddr,
 				AdvertiseAddr: common.advertiseAddr,
 				Availability:  swarm.NodeAvailability(common.availability),
 				JoinToken:     token,
