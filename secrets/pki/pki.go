@@ -3,56 +3,66 @@
 package pki
 
 import (
-	"crypto/tls"
+	"bytes"
+	"crypto/ecdsa"
 	"crypto/x509"
-	"time"
+	"encoding/pem"
+	"fmt"
 
-	"github.com/moby/moby/api/types/swarm"
+	"github.com/containerd/errdefs"
 )
 
-// NewRoot makes a root CA: ECDSA P-256, 20 years.
-func NewRoot(organization string) (certPEM, keyPEM []byte, err error) { panic("contract") }
+// pemBytesMax bounds PEM input from files and from the wire.
+const pemBytesMax = 64 << 10
 
-// NewJoinToken makes SWMTKN-1-<sha256 of the root certificate, base36, 50>-<128 random bits, base36, 25>.
-func NewJoinToken(rootPEM []byte) (string, error) { panic("contract") }
-
-// CheckToken parses token and verifies that rootPEM is the certificate it names. InvalidArgument errors say what is wrong with it.
-func CheckToken(token string, rootPEM []byte) error { panic("contract") }
-
-// ParseToken checks only the form of a token.
-func ParseToken(token string) error { panic("contract") }
-
-// TokenRole compares in constant time, manager first; ok is false for a token that is neither.
-func TokenRole(token string, tokens swarm.JoinTokens) (role swarm.NodeRole, ok bool) {
-	panic("contract")
+// parseCertificates reads every certificate of a PEM text; anything else in it is an InvalidArgument error.
+func parseCertificates(text []byte) ([]*x509.Certificate, error) {
+	if len(text) > pemBytesMax {
+		return nil, fmt.Errorf("certificates of %d bytes are larger than %d: %w", len(text), pemBytesMax, errdefs.ErrInvalidArgument)
+	}
+	var certs []*x509.Certificate
+	for len(bytes.TrimSpace(text)) > 0 {
+		block, rest := pem.Decode(text)
+		if block == nil || block.Type != "CERTIFICATE" {
+			return nil, fmt.Errorf("not a PEM certificate: %w", errdefs.ErrInvalidArgument)
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("parse certificate: %w: %w", err, errdefs.ErrInvalidArgument)
+		}
+		certs = append(certs, cert)
+		text = rest
+	}
+	if len(certs) == 0 {
+		return nil, fmt.Errorf("no certificate found: %w", errdefs.ErrInvalidArgument)
+	}
+	return certs, nil
 }
 
-// NewKey makes a node's private key and a CSR for it.
-func NewKey() (keyPEM, csrPEM []byte, err error) { panic("contract") }
-
-// Sign issues a node certificate for the public key in csrPEM alone; subject fields of the CSR are ignored. validFor is at least 1 h; backdated 1 h.
-func Sign(rootPEM, rootKeyPEM, csrPEM []byte, nodeID string, role swarm.NodeRole, clusterID string, validFor time.Duration) (certPEM []byte, err error) {
-	panic("contract")
+func parseKey(text []byte) (*ecdsa.PrivateKey, error) {
+	block, _ := pem.Decode(text)
+	if block == nil || block.Type != "PRIVATE KEY" {
+		return nil, fmt.Errorf("not a PEM private key: %w", errdefs.ErrInvalidArgument)
+	}
+	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("parse private key: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	ec, ok := key.(*ecdsa.PrivateKey)
+	if !ok {
+		return nil, fmt.Errorf("private key is not ECDSA: %w", errdefs.ErrInvalidArgument)
+	}
+	return ec, nil
 }
 
-// Identity is a node's certificate on disk and in memory; safe for concurrent use. It implements rpc.Identity.
-type Identity struct{}
+func encodeCertificate(der []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+}
 
-// Load reads an identity from dir; NotFound when there is none.
-func Load(dir string) (*Identity, error) { panic("contract") }
-
-// Save writes a new identity to dir (0700, files 0600, atomically) and returns it.
-func Save(dir string, rootPEM, certPEM, keyPEM []byte) (*Identity, error) { panic("contract") }
-
-// Replace writes a renewed certificate and key in place; new connections use it.
-func (i *Identity) Replace(rootPEM, certPEM, keyPEM []byte) error { panic("contract") }
-
-func (i *Identity) Certificate() *tls.Certificate { panic("contract") }
-func (i *Identity) Roots() *x509.CertPool         { panic("contract") }
-func (i *Identity) RootPEM() []byte               { panic("contract") }
-func (i *Identity) NodeID() string                { panic("contract") }
-func (i *Identity) ClusterID() string             { panic("contract") }
-func (i *Identity) Role() swarm.NodeRole          { panic("contract") }
-
-// RenewAt is the moment, between 50 and 80 % of its life, at which the certificate should be renewed.
-func (i *Identity) RenewAt() time.Time { panic("contract") }
+func encodeKey(key *ecdsa.PrivateKey) ([]byte, error) {
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, fmt.Errorf("encode private key: %w", err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
+}
