@@ -3,11 +3,12 @@
 package keeper
 
 import (
-	"context"
-	"io"
+	"fmt"
 	"log/slog"
-	"net"
-	"time"
+	"path/filepath"
+	"regexp"
+
+	"github.com/containerd/errdefs"
 )
 
 // Config is where a keeper lives.
@@ -19,14 +20,12 @@ type Config struct {
 	Log        *slog.Logger
 }
 
-// Run is the keeper process.
-func Run(ctx context.Context, cfg Config) error { panic("contract") }
-
-// Ensure adopts the running keeper or starts one, and returns a client.
-func Ensure(ctx context.Context, cfg Config) (*Client, error) { panic("contract") }
-
-// Client speaks to the keeper over its unix socket; it reconnects by itself.
-type Client struct{}
+// The bounds of a keeper.
+const (
+	logsMax        = 8192 // open container logs
+	socketsMax     = 1024 // listening sockets
+	connectionsMax = 128  // client connections at a time
+)
 
 // LogOptions bound one container's log.
 type LogOptions struct {
@@ -36,49 +35,32 @@ type LogOptions struct {
 	Discard bool
 }
 
-// OpenLog makes the FIFOs of a container and reads them until CloseLog. Idempotent.
-func (c *Client) OpenLog(ctx context.Context, containerID string, o LogOptions) (stdout, stderr string, err error) {
-	panic("contract")
+func (c Config) socketPath() string { return filepath.Join(c.RunDir, "k.sock") }
+func (c Config) pidPath() string    { return filepath.Join(c.RunDir, "keeper.pid") }
+func (c Config) stderrPath() string { return filepath.Join(c.RunDir, "keeper.log") }
+
+// openDir holds the FIFOs and the progress of an open log.
+func (c Config) openDir(id string) string { return filepath.Join(c.RunDir, "c", id) }
+
+func (c Config) log() *slog.Logger {
+	if c.Log == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return c.Log
 }
 
-// CloseLog reads what is left, closes and removes the FIFOs; the log file stays.
-func (c *Client) CloseLog(ctx context.Context, containerID string) error { panic("contract") }
-
-// RemoveLog deletes a container's log files.
-func (c *Client) RemoveLog(ctx context.Context, containerID string) error { panic("contract") }
-
-// Listen returns a listener on a socket that the keeper keeps open when this process dies. Networks: tcp, unix (mode and gid apply).
-func (c *Client) Listen(ctx context.Context, network, address string, mode uint32, gid int) (net.Listener, error) {
-	panic("contract")
+// logPath is the current file of a container's log.
+func logPath(logDir, id string) string {
+	return filepath.Join(logDir, id, id+"-json.log")
 }
 
-// Release closes a socket that the keeper holds.
-func (c *Client) Release(ctx context.Context, network, address string) error { panic("contract") }
+// closedPath marks a log that nothing will be added to, so that followers end.
+func closedPath(logDir, id string) string { return filepath.Join(logDir, id, "closed") }
 
-// Shutdown ends the keeper process: the node left or is being taken down.
-func (c *Client) Shutdown(ctx context.Context) error { panic("contract") }
-
-// PID of the keeper process.
-func (c *Client) PID() int { panic("contract") }
-
-// ReadOptions choose lines of a log.
-type ReadOptions struct {
-	Stdout, Stderr bool
-	Since, Until   time.Time
-	Tail           int // lines from the end; -1: all
-	Follow         bool
+// checkID refuses ids that could name a path outside of the keeper's directories.
+func checkID(id string) error {
+	if !regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`).MatchString(id) {
+		return fmt.Errorf("container id %q is not made of at most 128 letters, digits, '_', '.' and '-': %w", id, errdefs.ErrInvalidArgument)
+	}
+	return nil
 }
-
-// Line is one line (or partial line, without newline) of a container's output.
-type Line struct {
-	Stream string // stdout or stderr
-	Time   time.Time
-	Text   []byte // with its newline
-}
-
-// ReadLog calls emit for each chosen line; with Follow until ctx ends or the log is closed.
-func ReadLog(ctx context.Context, logDir, containerID string, o ReadOptions, emit func(Line) error) error {
-	panic("contract")
-}
-
-var _ io.Reader

@@ -66,10 +66,15 @@ func nextRunning(desired swarm.TaskState, p Progress) Step {
 		return Finish
 	case Created:
 		// A task runs once: one that ran before and has a container again is never started again.
-		if p.State == swarm.TaskStateRunning {
+		switch {
+		case p.State == swarm.TaskStateRunning:
 			return Lose
-		}
-		if Before(desired, swarm.TaskStateRunning) {
+		case Before(p.State, swarm.TaskStateReady) && !p.Image:
+			return PullImage
+		case Before(p.State, swarm.TaskStateReady):
+			// Creating it again changes nothing, and READY gets reported.
+			return Create
+		case Before(desired, swarm.TaskStateRunning):
 			return Idle
 		}
 		return Start
