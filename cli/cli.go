@@ -26,12 +26,11 @@ func Main(args []string, stdout, stderr io.Writer) int {
 }
 
 func run(ctx context.Context, args []string, stdin io.ReadCloser, stdout, stderr io.Writer) int {
-	root, err := newRoot(stdin, stdout, stderr)
+	root, err := newRoot(args, stdin, stdout, stderr)
 	if err != nil {
 		fmt.Fprintln(stderr, err)
 		return exitFailure
 	}
-	root.SetArgs(args)
 	return exitStatus(root.ExecuteContext(ctx), stderr)
 }
 

@@ -166,6 +166,21 @@ func TestDockersEnvironmentHasNoSay(t *testing.T) {
 	}
 }
 
+func TestProgressHintsNameOurCommand(t *testing.T) {
+	var out bytes.Buffer
+	e, err := newEngine(io.NopCloser(strings.NewReader("")), &out, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := e.rewriteHints(); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprint(e.Out(), "Use `docker service ps s1` to check progress.")
+	if got, want := out.String(), "Use `swarm service ps s1` to check progress."; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
 func runLine(args ...string) (stdout, stderr string, status int) {
 	var out, errs bytes.Buffer
 	status = run(context.Background(), args, io.NopCloser(strings.NewReader("")), &out, &errs)
@@ -174,7 +189,7 @@ func runLine(args ...string) (stdout, stderr string, status int) {
 
 func testRoot(t *testing.T) *cobra.Command {
 	t.Helper()
-	root, err := newRoot(io.NopCloser(strings.NewReader("")), io.Discard, io.Discard)
+	root, err := newRoot(nil, io.NopCloser(strings.NewReader("")), io.Discard, io.Discard)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,7 +16,6 @@ import (
 
 	"github.com/docker/cli/cli/command"
 	"github.com/docker/cli/cli/context/docker"
-	"github.com/docker/cli/cli/streams"
 	"github.com/moby/moby/client"
 )
 
@@ -36,20 +35,27 @@ type engine struct {
 	*command.DockerCli
 	// host is --host as given; empty means SWARM_HOST, then the default socket.
 	host string
-	out  *rewriter
 
 	once   sync.Once
 	client *client.Client
 }
 
 func newEngine(stdin io.ReadCloser, stdout, stderr io.Writer) (*engine, error) {
-	out := &rewriter{Writer: stdout}
-	inner, err := command.NewDockerCli(command.WithInputStream(stdin), command.WithErrorStream(stderr), command.WithOutputStream(out))
+	inner, err := command.NewDockerCli(command.WithInputStream(stdin), command.WithOutputStream(stdout), command.WithErrorStream(stderr))
 	if err != nil {
 		return nil, err
 	}
-	inner.Out().SetIsTerminal(streams.NewOut(stdout).IsTerminal())
-	return &engine{DockerCli: inner, out: out}, nil
+	return &engine{DockerCli: inner}, nil
+}
+
+// rewriteHints makes the output of a command that shows progress speak of us. Other output, of containers above all, is never touched.
+func (e *engine) rewriteHints() error {
+	terminal := e.Out().IsTerminal()
+	if err := command.WithOutputStream(rewriter{e.Out()})(e.DockerCli); err != nil {
+		return err
+	}
+	e.Out().SetIsTerminal(terminal)
+	return nil
 }
 
 // Client talks to the agent. A host that makes no sense surfaces with the first request, like one that does not answer.
@@ -153,18 +159,11 @@ func (e *engine) CurrentContext() string          { return command.DefaultContex
 func (e *engine) DockerEndpoint() docker.Endpoint { return docker.Endpoint{} }
 func (e *engine) ServerInfo() command.ServerInfo  { return command.ServerInfo{OSType: "linux"} }
 
-// rewriter puts the one hint that docker prints during a command in our words.
-// It is switched on only for commands that show progress, so that output of containers is never touched.
-type rewriter struct {
-	io.Writer
-	on bool
-}
+// rewriter puts the one hint that docker prints while it waits for a service in our words.
+type rewriter struct{ io.Writer }
 
-func (w *rewriter) Write(p []byte) (int, error) {
-	if !w.on || !bytes.Contains(p, []byte("`docker ")) {
-		return w.Writer.Write(p)
-	}
-	if _, err := w.Writer.Write(bytes.ReplaceAll(p, []byte("`docker "), []byte("`swarm "))); err != nil {
+func (w rewriter) Write(p []byte) (int, error) {
+	if _, err := w.Writer.Write(bytes.ReplaceAll(p, []byte("`docker service"), []byte("`swarm service"))); err != nil {
 		return 0, err
 	}
 	return len(p), nil

@@ -54,8 +54,8 @@ Run '{{.CommandPath}} COMMAND --help' for more about a command.
 {{- end}}
 `
 
-// newRoot builds the whole tree: our commands, and docker's for what has its API.
-func newRoot(stdin io.ReadCloser, stdout, stderr io.Writer) (*cobra.Command, error) {
+// newRoot builds the tree for one command line: our commands, and docker's for what has its API.
+func newRoot(args []string, stdin io.ReadCloser, stdout, stderr io.Writer) (*cobra.Command, error) {
 	e, err := newEngine(stdin, stdout, stderr)
 	if err != nil {
 		return nil, err
@@ -70,8 +70,14 @@ func newRoot(stdin io.ReadCloser, stdout, stderr io.Writer) (*cobra.Command, err
 		TraverseChildren:      true, // service create has a --host of its own
 		DisableFlagsInUseLine: true,
 		RunE:                  unknownCommand,
-		PersistentPreRun:      func(cmd *cobra.Command, _ []string) { e.out.on = showsProgress(cmd) },
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			if showsProgress(cmd) {
+				return e.rewriteHints()
+			}
+			return nil
+		},
 	}
+	root.SetArgs(args)
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
@@ -88,10 +94,17 @@ func newRoot(stdin io.ReadCloser, stdout, stderr io.Writer) (*cobra.Command, err
 	root.AddGroup(&cobra.Group{ID: groupCluster, Title: "Cluster:"}, &cobra.Group{ID: groupWork, Title: "Work:"}, &cobra.Group{ID: groupNode, Title: "This program:"})
 	add(root, groupCluster, newInit(e), newJoin(e), newJoinToken(e), newLeave(e), newInfo(e))
 	add(root, groupNode, newAgent(), newKeeper(), newVersion(e))
-	hoistDocker(root, e)
+	if !longLived(args) {
+		hoistDocker(root, e)
+	}
 	addCompletionAndHelp(root)
 	acceptHostEverywhere(root, e)
 	return root, nil
+}
+
+// longLived tells the agent and the keeper, which should not hold docker's commands in memory for months.
+func longLived(args []string) bool {
+	return len(args) > 0 && (args[0] == "agent" || args[0] == "keeper")
 }
 
 func add(root *cobra.Command, group string, commands ...*cobra.Command) {
