@@ -5,6 +5,7 @@ package api
 import (
 	"log/slog"
 	"net/http"
+	"sync/atomic"
 	"time"
 )
 
@@ -14,6 +15,8 @@ type Config struct {
 	Containers Containers
 	Images     Images
 	Nodes      NodeTransport
+	// NewJoinToken makes a join token that names a root certificate; without it tokens cannot be rotated.
+	NewJoinToken func(rootPEM []byte) (string, error)
 	// Version of this program and of containerd, for GET /version and /info.
 	Version, ContainerdVersion string
 	DataDir                    string
@@ -22,12 +25,38 @@ type Config struct {
 }
 
 // API answers Engine API requests.
-type API struct{}
+type API struct {
+	cfg    Config
+	log    *slog.Logger
+	events *eventHub
+	// requests and streams hold a token per request that is being answered.
+	requests, streams chan struct{}
+	// led is when a leader was last known, in unix nanoseconds.
+	led atomic.Int64
+	// containers remembers which task a container id belongs to.
+	containers containerIndex
+}
 
-func New(cfg Config) *API { panic("contract") }
+// New makes an API that answers from cfg. Serve gives it a listener and its background work.
+func New(cfg Config) *API {
+	log := cfg.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	a := &API{
+		cfg:      cfg,
+		log:      log.With("component", "api"),
+		events:   newEventHub(),
+		requests: make(chan struct{}, requestsMax),
+		streams:  make(chan struct{}, streamsMax),
+	}
+	a.led.Store(time.Now().UnixNano())
+	return a
+}
 
 // Handler is the whole API, for the unix socket.
-func (a *API) Handler() http.Handler { panic("contract") }
+func (a *API) Handler() http.Handler { return a.router(a.routes()) }
 
-// NodeLocal is the part that other nodes may call over swarm-node: /containers/*, /images/* except blobs.
-func (a *API) NodeLocal() http.Handler { panic("contract") }
+// NodeLocal is the part that other nodes may call over swarm-node: containers, their logs and images, all of this
+// node alone and read only. It never asks another node, so requests cannot go round in circles.
+func (a *API) NodeLocal() http.Handler { return a.router(a.nodeRoutes()) }

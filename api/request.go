@@ -1,0 +1,204 @@
+package api
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+)
+
+// request is an HTTP request that found its route.
+type request struct {
+	*http.Request
+	vars map[string]string
+	// version is the API version that the client speaks.
+	version apiVersion
+}
+
+// router answers requests by a route table.
+func (a *API) router(routes []route) http.Handler {
+	m := compile(routes)
+	return http.HandlerFunc(func(w http.ResponseWriter, httpRequest *http.Request) {
+		tracked := &trackingWriter{ResponseWriter: w}
+		defer a.recoverPanic(tracked, httpRequest)
+		a.setIdentity(tracked.Header())
+		if err := a.answer(m, tracked, httpRequest); err != nil {
+			a.fail(tracked, httpRequest, err)
+		}
+	})
+}
+
+func (a *API) answer(m matcher, w http.ResponseWriter, httpRequest *http.Request) error {
+	version, path, err := negotiate(httpRequest.URL.Path)
+	if err != nil {
+		return err
+	}
+	found, vars := m.find(httpRequest.Method, path)
+	if found == nil {
+		return errdefs.ErrNotFound.WithMessage("page not found")
+	}
+	slots := a.requests
+	if found.stream {
+		slots = a.streams
+	}
+	select {
+	case slots <- struct{}{}:
+		defer func() { <-slots }()
+	default:
+		return errdefs.ErrUnavailable.WithMessage("this node is answering too many requests at once; try again in a moment")
+	}
+	if !found.stream {
+		deadlines := http.NewResponseController(w)
+		_ = deadlines.SetReadDeadline(time.Now().Add(bodyTimeMax))
+		_ = deadlines.SetWriteDeadline(time.Now().Add(answerTimeMax))
+	}
+	return found.handle(w, &request{Request: httpRequest, vars: vars, version: version})
+}
+
+// recoverPanic answers 500 after a bug of ours, instead of cutting the connection without a word.
+func (a *API) recoverPanic(w *trackingWriter, r *http.Request) {
+	cause := recover()
+	if cause == nil {
+		return
+	}
+	if cause == http.ErrAbortHandler {
+		panic(cause)
+	}
+	a.log.Error("request panicked", "method", r.Method, "path", r.URL.Path, "panic", cause, "stack", string(debug.Stack()))
+	a.fail(w, r, fmt.Errorf("internal error; the agent's log has the details: %w", errdefs.ErrInternal))
+}
+
+// trackingWriter knows whether an answer has begun.
+type trackingWriter struct {
+	http.ResponseWriter
+	begun bool
+}
+
+func (w *trackingWriter) WriteHeader(status int) {
+	w.begun = true
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *trackingWriter) Write(p []byte) (int, error) {
+	w.begun = true
+	return w.ResponseWriter.Write(p)
+}
+
+// Unwrap lets http.ResponseController reach the connection.
+func (w *trackingWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// decode reads a JSON body into v. Unknown fields are refused, so that nothing that a client asks for is silently ignored.
+func (r *request) decode(v any) error {
+	if err := checkContentType(r.Header.Get("Content-Type")); err != nil {
+		return err
+	}
+	body, err := io.ReadAll(io.LimitReader(r.Body, bodyBytesMax+1))
+	if err != nil {
+		return fmt.Errorf("read request body: %w (%w)", err, errdefs.ErrInvalidArgument)
+	}
+	if len(body) > bodyBytesMax {
+		return invalid("request body is larger than %d bytes", bodyBytesMax)
+	}
+	decoder := json.NewDecoder(bytes.NewReader(body))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(v); err != nil {
+		return describeJSONError(err)
+	}
+	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
+		return invalid("invalid JSON: unexpected content after the JSON value")
+	}
+	return nil
+}
+
+func checkContentType(header string) error {
+	if header == "" {
+		return nil
+	}
+	mediaType, _, err := mime.ParseMediaType(header)
+	if err != nil || mediaType != "application/json" {
+		return invalid("unsupported Content-Type header (%s): must be 'application/json'", header)
+	}
+	return nil
+}
+
+func describeJSONError(err error) error {
+	var syntax *json.SyntaxError
+	var kind *json.UnmarshalTypeError
+	field, unknown := strings.CutPrefix(err.Error(), "json: unknown field ")
+	switch {
+	case errors.Is(err, io.EOF):
+		return invalid("invalid JSON: the request body is empty")
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return invalid("invalid JSON: the request body ends too early")
+	case unknown:
+		return invalid("unknown field %s: API version %s has no such field; remove it or correct its spelling", field, apiNewest)
+	case errors.As(err, &kind) && kind.Field != "":
+		return invalid("invalid JSON: field %s cannot hold a %s", kind.Field, kind.Value)
+	case errors.As(err, &syntax):
+		return invalid("invalid JSON at byte %d: %s", syntax.Offset, syntax)
+	}
+	return invalid("invalid JSON: %s", err)
+}
+
+// flag reads a query parameter as Docker does: anything but a few words for no is yes.
+func (r *request) flag(name string) bool {
+	switch strings.ToLower(strings.TrimSpace(r.URL.Query().Get(name))) {
+	case "", "0", "no", "false", "none":
+		return false
+	}
+	return true
+}
+
+// objectVersion reads the version that an update must carry.
+func (r *request) objectVersion(kind string) (uint64, error) {
+	raw := r.URL.Query().Get("version")
+	version, err := strconv.ParseUint(raw, 10, 64)
+	if err != nil {
+		return 0, invalid("invalid %s version '%s': send the Version.Index of the object as last read", kind, raw)
+	}
+	return version, nil
+}
+
+// unixTime reads a time in seconds with an optional fraction, or in RFC 3339; zero when the parameter is missing or 0.
+func (r *request) unixTime(name string) (time.Time, error) {
+	raw := r.URL.Query().Get(name)
+	if raw == "" || raw == "0" {
+		return time.Time{}, nil
+	}
+	if t, err := time.Parse(time.RFC3339Nano, raw); err == nil {
+		return t, nil
+	}
+	whole, fraction, _ := strings.Cut(raw, ".")
+	seconds, err := strconv.ParseInt(whole, 10, 64)
+	nanos := int64(0)
+	if err == nil && fraction != "" {
+		nanos, err = strconv.ParseInt((fraction + "000000000")[:9], 10, 64)
+	}
+	if err != nil || nanos < 0 {
+		return time.Time{}, invalid("invalid value %q for %q: send a unix time in seconds, such as 1700000000.5", raw, name)
+	}
+	return time.Unix(seconds, nanos), nil
+}
+
+// writeJSON answers with v.
+func writeJSON(w http.ResponseWriter, status int, v any) error {
+	var body bytes.Buffer
+	encoder := json.NewEncoder(&body)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(v); err != nil {
+		return fmt.Errorf("encode answer: %w", err)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_, _ = w.Write(body.Bytes()) // the client is gone; nobody to tell
+	return nil
+}
