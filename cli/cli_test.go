@@ -166,6 +166,23 @@ func TestDockersEnvironmentHasNoSay(t *testing.T) {
 	}
 }
 
+func TestASignalEndsLongLivedPartsInOrder(t *testing.T) {
+	cleaned := false
+	err := untilSignal(context.Background(), func(ctx context.Context) error {
+		syscall.Kill(os.Getpid(), syscall.SIGTERM)
+		<-ctx.Done()
+		cleaned = true
+		return fmt.Errorf("wait for work: %w", ctx.Err())
+	})
+	if err != nil || !cleaned {
+		t.Errorf("cleaned %v, err %v; want a clean end", cleaned, err)
+	}
+	broken := fmt.Errorf("dial: %w", context.Canceled)
+	if err := untilSignal(context.Background(), func(context.Context) error { return broken }); err != broken {
+		t.Errorf("got %v, want the part's own error: no signal came", err)
+	}
+}
+
 func TestProgressHintsNameOurCommand(t *testing.T) {
 	var out bytes.Buffer
 	e, err := newEngine(io.NopCloser(strings.NewReader("")), &out, io.Discard)
