@@ -1,0 +1,421 @@
+package scenarios
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"swarm/scenarios/lab"
+
+	"github.com/moby/moby/api/pkg/stdcopy"
+	"github.com/moby/moby/api/types/swarm"
+	"github.com/moby/moby/client"
+)
+
+type verb func(t *teller, ctx context.Context, args []string) (output string, err error)
+
+// allVerbs of the story language; every other first word is a command of swarm itself.
+func allVerbs() map[string]verb {
+	return map[string]verb{
+		// Machines and clusters.
+		"cluster": cluster, // MANAGERS+WORKERS: machines n1, n2, … made one cluster, all ready
+		"machine": machine, // NAME [FLAGS]: a new node whose agent runs, in no cluster
+		"join-as": joinAs,  // ROLE NODE…: with the right token
+
+		// What an operator types.
+		"on":     on,     // NODE COMMAND: swarm's (or docker's) command line against that node
+		"docker": docker, // COMMAND: docker's own command line
+		"http":   fetch,  // NODE:PORT[/PATH]: GET from outside the cluster
+		"set":    set,    // NAME COMMAND: keep the output for later as $NAME
+
+		// What fate does. NODE may be "leader".
+		"kill":        onNodes((*lab.Node).Kill),     // NODE…: SIGKILL to the agent alone
+		"stop":        onNodes((*lab.Node).Stop),     // NODE…: SIGTERM to the agent alone
+		"start":       startNodes,                    // [NODE…]: cable in, agent started; without names every one that does not run
+		"power-off":   onNodes((*lab.Node).PowerOff), // NODE…: cable out, everything killed, run-time files gone
+		"unplug":      onNodes((*lab.Node).Unplug),   // NODE…: cable out
+		"plug":        onNodes((*lab.Node).Plug),     // NODE…: cable in
+		"freeze":      onNodesCtx(freeze),            // NODE…: SIGSTOP to the agent alone
+		"thaw":        onNodesCtx(thaw),              // NODE…: SIGCONT
+		"restart-all": restartAll,                    // kill every agent at once, start them all
+		"partition":   partition,                     // NODE… | NODE…: groups that cannot reach each other
+		"block":       block,                         // FROM TO: packets vanish in that direction alone
+		"heal":        heal,                          // all cables in, no partition
+
+		// What must be true. Usually marked *.
+		"always":    always,    // DURATION COMMAND: true now and for so long
+		"ready":     ready,     // N: that many nodes are ready
+		"managers":  managers,  // N: that many managers are reachable, and all agree on the leader
+		"running":   running,   // SERVICE N: that many tasks run
+		"spread":    spread,    // SERVICE A/B/C: … on each node, in the lab's order
+		"remember":  remember,  // SERVICE: its running tasks, containers and pids
+		"unchanged": unchanged, // SERVICE: they are what was remembered, and those processes live
+		"whole-log": wholeLog,  // SERVICE N: each running task's log is line 1, line 2, … without a hole, at least N
+	}
+}
+
+func wrongArguments(usage string) error { return fmt.Errorf("usage: %s", usage) }
+
+func cluster(t *teller, ctx context.Context, args []string) (string, error) {
+	var managersWanted, workersWanted int
+	if _, err := fmt.Sscanf(strings.Join(args, " "), "%d+%d", &managersWanted, &workersWanted); err != nil || managersWanted < 1 {
+		return "", wrongArguments("cluster MANAGERS+WORKERS")
+	}
+	if err := t.Cluster(ctx, managersWanted, workersWanted); err != nil {
+		return "", err
+	}
+	return "", t.again(ctx, t.limit(patience), func(ctx context.Context) error {
+		_, err := ready(t, ctx, []string{strconv.Itoa(managersWanted + workersWanted)})
+		if err == nil {
+			_, err = managers(t, ctx, []string{strconv.Itoa(managersWanted)})
+		}
+		return err
+	})
+}
+
+func machine(t *teller, ctx context.Context, args []string) (string, error) {
+	if len(args) == 0 {
+		return "", wrongArguments("machine NAME [FLAGS]")
+	}
+	_, err := t.AddMachine(ctx, args[0], args[1:]...)
+	return "", err
+}
+
+func joinAs(t *teller, ctx context.Context, args []string) (string, error) {
+	if len(args) < 2 {
+		return "", wrongArguments("join-as ROLE NODE…")
+	}
+	for _, name := range args[1:] {
+		n, err := t.Find(ctx, name)
+		if err != nil {
+			return "", err
+		}
+		if err := t.Join(ctx, n, args[0]); err != nil {
+			return "", err
+		}
+	}
+	return "", nil
+}
+
+func on(t *teller, ctx context.Context, args []string) (string, error) {
+	if len(args) < 2 {
+		return "", wrongArguments("on NODE COMMAND")
+	}
+	n, err := t.Find(ctx, args[0])
+	if err != nil {
+		return "", err
+	}
+	if args[1] == "docker" {
+		return t.RunDocker(ctx, n, t.input(), args[2:]...)
+	}
+	return t.Swarm(ctx, n, t.input(), args[1:]...)
+}
+
+func docker(t *teller, ctx context.Context, args []string) (string, error) {
+	seat, err := t.Seat(ctx)
+	if err != nil {
+		return "", err
+	}
+	return t.RunDocker(ctx, seat, t.input(), args...)
+}
+
+func fetch(t *teller, ctx context.Context, args []string) (string, error) {
+	if len(args) != 1 {
+		return "", wrongArguments("http NODE:PORT[/PATH]")
+	}
+	return t.Fetch(ctx, args[0])
+}
+
+func set(t *teller, ctx context.Context, args []string) (string, error) {
+	if len(args) < 2 {
+		return "", wrongArguments("set NAME COMMAND")
+	}
+	output, err := t.run(ctx, args[1:])
+	t.variables[args[0]] = output
+	return output, err
+}
+
+// onNodes is a verb that does the same to each node named.
+func onNodes(do func(*lab.Node) error) verb {
+	return onNodesCtx(func(_ *teller, _ context.Context, n *lab.Node) error { return do(n) })
+}
+
+func onNodesCtx(do func(*teller, context.Context, *lab.Node) error) verb {
+	return func(t *teller, ctx context.Context, args []string) (string, error) {
+		if len(args) == 0 {
+			return "", wrongArguments("VERB NODE…")
+		}
+		nodes := make([]*lab.Node, len(args))
+		for i, name := range args {
+			var err error
+			if nodes[i], err = t.Find(ctx, name); err != nil {
+				return "", err
+			}
+		}
+		return "", each(nodes, func(n *lab.Node) error { return do(t, ctx, n) })
+	}
+}
+
+func startNodes(t *teller, ctx context.Context, args []string) (string, error) {
+	if len(args) == 0 {
+		for _, n := range t.Lab.Nodes() {
+			if !n.Running() {
+				args = append(args, n.Name)
+			}
+		}
+	}
+	start := func(_ *teller, ctx context.Context, n *lab.Node) error { return errors.Join(n.Plug(), n.Start(ctx)) }
+	return onNodesCtx(start)(t, ctx, args)
+}
+
+func freeze(t *teller, _ context.Context, n *lab.Node) error {
+	t.setFrozen(n, true)
+	return n.Signal(syscall.SIGSTOP)
+}
+
+func thaw(t *teller, _ context.Context, n *lab.Node) error {
+	t.setFrozen(n, false)
+	return n.Signal(syscall.SIGCONT)
+}
+
+func restartAll(t *teller, ctx context.Context, _ []string) (string, error) {
+	return "", t.RestartAll(ctx)
+}
+
+func partition(t *teller, ctx context.Context, args []string) (string, error) {
+	groups := [][]string{nil}
+	for _, name := range args {
+		if name == "|" {
+			groups = append(groups, nil)
+			continue
+		}
+		n, err := t.Find(ctx, name)
+		if err != nil {
+			return "", err
+		}
+		groups[len(groups)-1] = append(groups[len(groups)-1], n.Name)
+	}
+	return "", t.Lab.Partition(groups...)
+}
+
+func block(t *teller, _ context.Context, args []string) (string, error) {
+	if len(args) != 2 {
+		return "", wrongArguments("block FROM TO")
+	}
+	return "", t.Lab.Block(args[0], args[1])
+}
+
+func heal(t *teller, _ context.Context, _ []string) (string, error) { return "", t.Lab.Heal() }
+
+func always(t *teller, ctx context.Context, args []string) (string, error) {
+	if len(args) < 2 {
+		return "", wrongArguments("always DURATION COMMAND")
+	}
+	during, err := time.ParseDuration(args[0])
+	if err != nil {
+		return "", err
+	}
+	for end := time.Now().Add(during); ; {
+		output, err := t.run(ctx, args[1:])
+		if err != nil || time.Now().After(end) {
+			return output, err
+		}
+		select {
+		case <-ctx.Done():
+			return output, ctx.Err()
+		case <-time.After(againAfterMax):
+		}
+	}
+}
+
+// count reads a last argument.
+func count(args []string, words int, usage string) (int, error) {
+	if len(args) != words {
+		return 0, wrongArguments(usage)
+	}
+	n, err := strconv.Atoi(args[words-1])
+	if err != nil {
+		return 0, wrongArguments(usage)
+	}
+	return n, nil
+}
+
+func ready(t *teller, ctx context.Context, args []string) (string, error) {
+	want, err := count(args, 1, "ready N")
+	if err != nil {
+		return "", err
+	}
+	nodes, err := t.Nodes(ctx)
+	if err != nil {
+		return "", err
+	}
+	nodes = slices.DeleteFunc(nodes, func(n swarm.Node) bool { return n.Status.State != swarm.NodeStateReady })
+	return "", expect(len(nodes), want, "ready nodes")
+}
+
+func expect(got, want int, what string) error {
+	if got != want {
+		return fmt.Errorf("%d %s, want %d", got, what, want)
+	}
+	return nil
+}
+
+func managers(t *teller, ctx context.Context, args []string) (string, error) {
+	want, err := count(args, 1, "managers N")
+	if err != nil {
+		return "", err
+	}
+	nodes, err := t.Nodes(ctx)
+	if err != nil {
+		return "", err
+	}
+	nodes = slices.DeleteFunc(nodes, func(n swarm.Node) bool {
+		return n.ManagerStatus == nil || n.ManagerStatus.Reachability != swarm.ReachabilityReachable
+	})
+	if err := expect(len(nodes), want, "reachable managers"); err != nil {
+		return "", err
+	}
+	return "", oneLeader(ctx, t.World)
+}
+
+func running(t *teller, ctx context.Context, args []string) (string, error) {
+	want, err := count(args, 2, "running SERVICE N")
+	if err != nil {
+		return "", err
+	}
+	tasks, err := t.Running(ctx, args[0])
+	if err != nil {
+		return "", err
+	}
+	return "", expect(len(tasks), want, "tasks of "+args[0]+" run")
+}
+
+func spread(t *teller, ctx context.Context, args []string) (string, error) {
+	if len(args) != 2 {
+		return "", wrongArguments("spread SERVICE A/B/C")
+	}
+	counts, err := t.Spread(ctx, args[0])
+	if err != nil {
+		return "", err
+	}
+	if got := FormatSpread(counts); got != args[1] {
+		return "", fmt.Errorf("tasks of %s run %s, want %s", args[0], got, args[1])
+	}
+	return "", nil
+}
+
+// FormatSpread writes counts per node as 2/2/2.
+func FormatSpread(counts []int) string {
+	return strings.Trim(strings.ReplaceAll(fmt.Sprint(counts), " ", "/"), "[]")
+}
+
+// identities of a service's running tasks: what must not change when only an agent dies.
+func identities(ctx context.Context, w *World, service string) (map[string]string, error) {
+	tasks, err := w.Running(ctx, service)
+	if err != nil {
+		return nil, err
+	}
+	found := map[string]string{}
+	for _, task := range tasks {
+		status := task.Status.ContainerStatus
+		if status == nil || status.PID == 0 {
+			return nil, fmt.Errorf("task %s runs, but its status names no container or pid", task.ID)
+		}
+		if err := syscall.Kill(status.PID, 0); err != nil {
+			return nil, fmt.Errorf("process %d of task %s: %w", status.PID, task.ID, err)
+		}
+		found[task.ID] = fmt.Sprintf("container %.12s pid %d", status.ContainerID, status.PID)
+	}
+	return found, nil
+}
+
+func remember(t *teller, ctx context.Context, args []string) (string, error) {
+	if len(args) != 1 {
+		return "", wrongArguments("remember SERVICE")
+	}
+	found, err := identities(ctx, t.World, args[0])
+	if err == nil && len(found) == 0 {
+		err = fmt.Errorf("no task of %s runs", args[0])
+	}
+	t.memory[args[0]] = found
+	return "", err
+}
+
+func unchanged(t *teller, ctx context.Context, args []string) (string, error) {
+	if len(args) != 1 {
+		return "", wrongArguments("unchanged SERVICE")
+	}
+	found, err := identities(ctx, t.World, args[0])
+	if err == nil && !maps.Equal(found, t.memory[args[0]]) {
+		err = fmt.Errorf("tasks of %s were %v, are %v", args[0], t.memory[args[0]], found)
+	}
+	return "", err
+}
+
+func wholeLog(t *teller, ctx context.Context, args []string) (string, error) {
+	want, err := count(args, 2, "whole-log SERVICE N")
+	if err != nil {
+		return "", err
+	}
+	tasks, err := t.Running(ctx, args[0])
+	if err == nil && len(tasks) == 0 {
+		err = fmt.Errorf("no task of %s runs", args[0])
+	}
+	if err != nil {
+		return "", err
+	}
+	for _, task := range tasks {
+		lines, err := taskLog(ctx, t.World, task.ID)
+		if err != nil {
+			return "", fmt.Errorf("log of task %s: %w", task.ID, err)
+		}
+		if hole := firstHole(lines); hole != "" {
+			return "", fmt.Errorf("log of task %s: %s", task.ID, hole)
+		}
+		if len(lines) < want {
+			return "", fmt.Errorf("log of task %s: %d lines, want at least %d", task.ID, len(lines), want)
+		}
+	}
+	return "", nil
+}
+
+// taskLog is the output of one task, in lines.
+func taskLog(ctx context.Context, w *World, id string) ([]string, error) {
+	seat, err := w.Seat(ctx)
+	if err != nil {
+		return nil, err
+	}
+	stream, err := w.Client(seat).TaskLogs(ctx, id, client.TaskLogsOptions{ShowStdout: true, ShowStderr: true})
+	if err != nil {
+		return nil, err
+	}
+	defer stream.Close()
+	var out bytes.Buffer
+	if _, err := stdcopy.StdCopy(&out, &out, stream); err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	var lines []string
+	for scanner := bufio.NewScanner(&out); scanner.Scan(); {
+		lines = append(lines, scanner.Text())
+	}
+	return lines, nil
+}
+
+// firstHole in "line 1", "line 2", …; empty when there is none.
+func firstHole(lines []string) string {
+	for i, line := range lines {
+		if want := fmt.Sprintf("line %d", i+1); line != want {
+			return fmt.Sprintf("after %d lines comes %q, want %q", i, line, want)
+		}
+	}
+	return ""
+}
