@@ -5,14 +5,18 @@ import (
 	"slices"
 	"strings"
 
+	"swarm/service/spec"
+
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/volume"
 )
 
-// predefinedNetworks exist on every node. Their ids equal their names, so a spec may hold either.
-var predefinedNetworks = [...]struct{ name, driver string }{
-	{"host", "host"},
-	{"none", "null"},
+// predefinedNetworks exist on every node.
+func predefinedNetworks() []network.Network {
+	return []network.Network{
+		{Name: spec.HostNetwork, ID: spec.HostNetworkID, Driver: "host"},
+		{Name: spec.NoneNetwork, ID: spec.NoneNetworkID, Driver: "null"},
+	}
 }
 
 // scopes of a network
@@ -23,13 +27,12 @@ const (
 
 // networks renders the predefined networks at a scope: they are local to a node, and a service attaches them by asking for swarm scope.
 func (a *API) networks(scope string) []network.Network {
-	list := make([]network.Network, 0, len(predefinedNetworks))
-	for _, p := range predefinedNetworks {
-		list = append(list, network.Network{
-			Name: p.name, ID: p.name, Driver: p.driver, Scope: scope, Created: a.cfg.StartedAt.UTC(), EnableIPv4: true,
-			IPAM:    network.IPAM{Driver: "default", Config: []network.IPAMConfig{}},
-			Options: map[string]string{}, Labels: map[string]string{},
-		})
+	list := predefinedNetworks()
+	for i := range list {
+		n := &list[i]
+		n.Scope, n.Created, n.EnableIPv4 = scope, a.cfg.StartedAt.UTC(), true
+		n.IPAM = network.IPAM{Driver: "default", Config: []network.IPAMConfig{}}
+		n.Options, n.Labels = map[string]string{}, map[string]string{}
 	}
 	return list
 }
@@ -62,10 +65,10 @@ func (a *API) networkList(w http.ResponseWriter, r *request) error {
 	return writeJSON(w, http.StatusOK, list)
 }
 
-// findNetwork looks up by name, id or prefix of either.
+// findNetwork looks up by id, name or id prefix.
 func (a *API) findNetwork(ref, scope string) (network.Network, error) {
 	for _, n := range a.networks(scope) {
-		if n.Name == ref || len(ref) > 1 && strings.HasPrefix(n.ID, ref) {
+		if n.Name == ref || strings.HasPrefix(n.ID, ref) {
 			return n, nil
 		}
 	}

@@ -3,7 +3,6 @@ package api
 import (
 	"fmt"
 	"net/http"
-	"strings"
 	"time"
 
 	"swarm/raftstore"
@@ -27,22 +26,7 @@ func findService(state *raftstore.State, ref string) (*raftstore.Service, error)
 	if errdefs.IsNotFound(err) || err == nil && row.Removing {
 		return nil, notFound("service %s not found", ref)
 	}
-	return row, describeAmbiguous("service", ref, err)
-}
-
-// describeAmbiguous puts the kind of object in front of what the store says of an ambiguous reference.
-func describeAmbiguous(kind, ref string, err error) error {
-	if err == nil || !errdefs.IsInvalidArgument(err) {
-		return err
-	}
-	text := messageOf(err)
-	if !strings.HasPrefix(text, kind) {
-		_, tail, found := strings.Cut(text, "is ambiguous")
-		if found {
-			text = fmt.Sprintf("%s %s is ambiguous%s", kind, ref, tail)
-		}
-	}
-	return invalid("%s", text)
+	return row, err
 }
 
 func (a *API) serviceList(w http.ResponseWriter, r *request) error {

@@ -28,7 +28,7 @@ func findTask(state *raftstore.State, ref string) (*raftstore.Task, error) {
 	if errdefs.IsNotFound(err) {
 		return nil, notFound("task %s not found", ref)
 	}
-	return row, describeAmbiguous("task", ref, err)
+	return row, err
 }
 
 func taskName(state *raftstore.State, row *raftstore.Task) string {
