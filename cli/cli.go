@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	dockercli "github.com/docker/cli/cli"
@@ -44,10 +45,16 @@ func exitStatus(err error, stderr io.Writer) int {
 		err = lost
 	}
 	if text := err.Error(); text != "" && !errdefs.IsCanceled(err) {
-		fmt.Fprintln(stderr, text)
+		fmt.Fprintln(stderr, ourCommands(text))
 	}
 	if status := new(dockercli.StatusError); errors.As(err, status) && status.StatusCode != 0 {
 		return status.StatusCode
 	}
 	return exitFailure
+}
+
+// ourCommands names commands as they are here. The agent's own texts are those that scripts written for docker look for,
+// next steps included.
+func ourCommands(text string) string {
+	return strings.NewReplacer("docker swarm ", "swarm ", "docker node ", "swarm node ", "docker service ", "swarm service ", "docker info", "swarm info").Replace(text)
 }

@@ -17,7 +17,7 @@ const (
 )
 
 // usageTemplate is how every command explains itself; flags are wrapped at 100 columns.
-const usageTemplate = `Usage:  {{if .HasAvailableSubCommands}}{{.CommandPath}} [OPTIONS] COMMAND{{else}}{{.UseLine}}{{end}}
+const usageTemplate = `Usage:  {{if .HasAvailableSubCommands}}{{.CommandPath}}{{if .HasAvailableLocalFlags}} [OPTIONS]{{end}} COMMAND{{else}}{{.UseLine}}{{end}}
 
 {{or .Long .Short | trim}}
 {{- if .Aliases}}
@@ -93,11 +93,12 @@ func newRoot(args []string, stdin io.ReadCloser, stdout, stderr io.Writer) (*cob
 
 	root.AddGroup(&cobra.Group{ID: groupCluster, Title: "Cluster:"}, &cobra.Group{ID: groupWork, Title: "Work:"}, &cobra.Group{ID: groupNode, Title: "This program:"})
 	add(root, groupCluster, newInit(e), newJoin(e), newJoinToken(e), newLeave(e), newInfo(e))
-	add(root, groupNode, newAgent(), newKeeper(), newVersion(e))
+	add(root, groupNode, newAgent(), newKeeper(), newVersion(e), newHelp())
 	if !longLived(args) {
 		hoistDocker(root, e)
 	}
-	addCompletionAndHelp(root)
+	root.SetHelpCommand(&cobra.Command{Hidden: true}) // help is newHelp
+	addCompletion(root)
 	acceptHostEverywhere(root, e)
 	return root, nil
 }
@@ -115,23 +116,43 @@ func add(root *cobra.Command, group string, commands ...*cobra.Command) {
 	}
 }
 
-func addCompletionAndHelp(root *cobra.Command) {
+func addCompletion(root *cobra.Command) {
 	root.SetCompletionCommandGroupID(groupNode)
 	root.InitDefaultCompletionCmd("completion")
-	root.SetHelpCommandGroupID(groupNode)
-	root.InitDefaultHelpCmd()
 	for _, c := range root.Commands() {
-		switch c.Name() {
-		case "completion":
-			c.Short = "Print the completion script of a shell"
-			c.Example = "  swarm completion bash > /etc/bash_completion.d/swarm"
-			for _, shell := range c.Commands() {
-				shell.Example = "  swarm completion " + shell.Name()
-			}
-		case "help":
-			c.Short = "Print the help of a command"
-			c.Example = "  swarm help service create"
+		if c.Name() != "completion" {
+			continue
 		}
+		c.Short = "Print the completion script of a shell"
+		c.Example = "  swarm completion bash > /etc/bash_completion.d/swarm"
+		for _, shell := range c.Commands() {
+			shell.Example = "  swarm completion " + shell.Name()
+		}
+	}
+}
+
+func newHelp() *cobra.Command {
+	return &cobra.Command{
+		Use:     "help [COMMAND]",
+		Short:   "Print the help of a command",
+		Example: "  swarm help service create",
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, _ string) (names []string, _ cobra.ShellCompDirective) {
+			if about, rest, err := cmd.Root().Find(args); err == nil && len(rest) == 0 {
+				for _, c := range about.Commands() {
+					if c.IsAvailableCommand() {
+						names = append(names, c.Name())
+					}
+				}
+			}
+			return names, cobra.ShellCompDirectiveNoFileComp
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			about, rest, err := cmd.Root().Find(args)
+			if err != nil || len(rest) > 0 {
+				return fmt.Errorf("swarm: unknown command: swarm %s\n\nRun 'swarm --help' for more information", strings.Join(args, " "))
+			}
+			return about.Help()
+		},
 	}
 }
 
