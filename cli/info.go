@@ -12,15 +12,8 @@ import (
 	dockercli "github.com/docker/cli/cli"
 	"github.com/docker/cli/templates"
 	"github.com/moby/moby/api/types/swarm"
-	"github.com/moby/moby/api/types/system"
 	"github.com/spf13/cobra"
 )
-
-// info is GET /info with the field that only our agent has.
-type info struct {
-	system.Info
-	SwarmMembers []api.GossipMember
-}
 
 func newInfo(e *engine) *cobra.Command {
 	var format string
@@ -31,7 +24,7 @@ func newInfo(e *engine) *cobra.Command {
 		Args:              dockercli.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			var here info
+			var here api.Info
 			if err := e.get(cmd.Context(), "/info", &here); err != nil {
 				return err
 			}
@@ -39,7 +32,7 @@ func newInfo(e *engine) *cobra.Command {
 				return printFormatted(e.Out(), format, here)
 			}
 			printInfo(e.Out(), here)
-			for _, warning := range slices.Concat(here.Warnings, here.Swarm.Warnings) {
+			for _, warning := range warnings(here) {
 				fmt.Fprintln(e.Err(), "WARNING: "+warning)
 			}
 			return nil
@@ -64,7 +57,7 @@ func printFormatted(out io.Writer, format string, value any) error {
 	return err
 }
 
-func printInfo(out io.Writer, here info) {
+func printInfo(out io.Writer, here api.Info) {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	defer w.Flush()
 	line := func(name string, value any) { fmt.Fprintf(w, "%s:\t%v\n", name, value) }
@@ -99,6 +92,13 @@ func printInfo(out io.Writer, here info) {
 			fmt.Fprintf(w, "  %s\t%s\t%s\n", m.NodeID, m.Address, m.State)
 		}
 	}
+}
+
+// warnings are those of the node and those of the cluster, which may repeat each other.
+func warnings(here api.Info) []string {
+	all := slices.Concat(here.Warnings, here.Swarm.Warnings)
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
 func state(s swarm.Info) string {
