@@ -1,7 +1,7 @@
 // Package lab makes a small data centre out of one Linux machine: nodes are network namespaces that run the real program,
 // joined by a switch whose links can be cut. scenarios runs its stories in it, and the demo and the benchmark live in it.
 //
-// All of a lab bears its name: namespaces lab-NAME-NODE, control groups /swarm-lab/NAME/NODE, files /tmp/swarm-lab/NAME/NODE.
+// All of a lab bears its name: namespaces lab-NAME-NODE, control groups /swarm-lab/NAME/NODE, files /tmp/swarmlab/NAME/NODE.
 // So what a killed run leaves behind is found by name alone, and the machine's own network is never touched.
 package lab
 
@@ -19,17 +19,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Root holds every lab's files. It is short because a unix socket's path has at most 107 bytes.
-const Root = "/tmp/swarm-lab"
+// Root holds every lab's files. It and all names are short because containerd takes at most 38 bytes for the folder of its
+// shims' sockets: /tmp/swarmlab/LAB/NODE/r/containerd/s.
+const Root = "/tmp/swarmlab"
 
 // ErrInUse says that another process works with the lab of that name.
 var ErrInUse = errors.New("lab is in use by another process")
 
-var nameSyntax = regexp.MustCompile(`^[a-z][a-z0-9]{0,7}$`)
+var (
+	labSyntax  = regexp.MustCompile(`^[a-z][a-z0-9]{0,4}$`)
+	nodeSyntax = regexp.MustCompile(`^[a-z][a-z0-9]{0,2}$`)
+)
 
 // Config is what a lab is made of.
 type Config struct {
-	Name    string // a small letter, then at most 7 letters or digits
+	Name    string // a small letter, then at most 4 letters or digits
 	Program string // the swarm binary; containerd and its shim lie beside it
 	// Flags are added to every agent's command line.
 	Flags []string
@@ -45,8 +49,8 @@ type Lab struct {
 
 // Open makes an empty lab, after removing what an earlier one of this name left behind.
 func Open(cfg Config) (*Lab, error) {
-	if !nameSyntax.MatchString(cfg.Name) {
-		return nil, fmt.Errorf("lab name %q: want a small letter, then at most 7 letters or digits", cfg.Name)
+	if !labSyntax.MatchString(cfg.Name) {
+		return nil, fmt.Errorf("lab name %q: want a small letter, then at most 4 letters or digits", cfg.Name)
 	}
 	program, err := filepath.Abs(cfg.Program)
 	if err != nil {
@@ -74,8 +78,8 @@ func Open(cfg Config) (*Lab, error) {
 
 // Add plugs a new node in, without starting its agent. Flags are added to its agent's command line.
 func (l *Lab) Add(name string, flags ...string) (*Node, error) {
-	if !nameSyntax.MatchString(name) || l.Node(name) != nil {
-		return nil, fmt.Errorf("node name %q is not one or is taken", name)
+	if !nodeSyntax.MatchString(name) || l.Node(name) != nil {
+		return nil, fmt.Errorf("node name %q is taken, or not a small letter with at most 2 letters or digits after it", name)
 	}
 	number := len(l.nodes) + 1
 	if err := l.wires.plug(name, number); err != nil {

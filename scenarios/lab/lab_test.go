@@ -61,7 +61,7 @@ func needRoot(t *testing.T) {
 
 func open(t *testing.T, nodes ...string) *Lab {
 	needRoot(t)
-	l, err := Open(Config{Name: "labtest", Program: os.Args[0]})
+	l, err := Open(Config{Name: "labt", Program: os.Args[0]})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,7 +69,7 @@ func open(t *testing.T, nodes ...string) *Lab {
 		if err := l.Close(); err != nil {
 			t.Error(err)
 		}
-		if left := Leftovers("labtest"); left != nil {
+		if left := Leftovers("labt"); left != nil {
 			t.Errorf("left behind: %q", left)
 		}
 	})
@@ -158,8 +158,8 @@ func TestKillSparesWhatTheAgentStartedAndPowerOffDoesNot(t *testing.T) {
 	if err := n.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	if n.Running() || len(processes("labtest", "n1")) != 1 {
-		t.Errorf("after kill: running=%v processes=%v, want only the child", n.Running(), processes("labtest", "n1"))
+	if n.Running() || len(processes("labt", "n1")) != 1 {
+		t.Errorf("after kill: running=%v processes=%v, want only the child", n.Running(), processes("labt", "n1"))
 	}
 	if err := n.Start(t.Context()); err != nil {
 		t.Fatal(err)
@@ -167,7 +167,7 @@ func TestKillSparesWhatTheAgentStartedAndPowerOffDoesNot(t *testing.T) {
 	if err := n.PowerOff(); err != nil {
 		t.Fatal(err)
 	}
-	if left := processes("labtest", "n1"); left != nil {
+	if left := processes("labt", "n1"); left != nil {
 		t.Errorf("after power-off: processes %v", left)
 	}
 	if _, err := os.Stat(n.RunDir()); err == nil {
@@ -187,28 +187,28 @@ func TestKillSparesWhatTheAgentStartedAndPowerOffDoesNot(t *testing.T) {
 
 func TestAbandonedLabIsFoundAndRemoved(t *testing.T) {
 	l := open(t, "n1")
-	if err := Remove("labtest"); err == nil {
+	if err := Remove("labt"); err == nil {
 		t.Fatal("a lab in use was removed")
 	}
 	if err := l.Detach(); err != nil {
 		t.Fatal(err)
 	}
-	left := strings.Join(Leftovers("labtest"), "\n")
-	for _, part := range []string{"process", "/run/netns/lab-labtest-n1", "/tmp/swarm-lab/labtest", "cgroup"} {
+	left := strings.Join(Leftovers("labt"), "\n")
+	for _, part := range []string{"process", "/run/netns/lab-labt-n1", "/tmp/swarmlab/labt", "cgroup"} {
 		if !strings.Contains(left, part) {
 			t.Errorf("leftovers lack %s:\n%s", part, left)
 		}
 	}
-	if !slices.Contains(names(), "labtest") {
+	if !slices.Contains(names(), "labt") {
 		t.Errorf("names %v", names())
 	}
-	if err := Sweep("labt"); err != nil {
+	if err := Sweep("lab"); err != nil {
 		t.Fatal(err)
 	}
-	if left := Leftovers("labtest"); left != nil {
+	if left := Leftovers("labt"); left != nil {
 		t.Errorf("left behind: %q", left)
 	}
-	if l, err := Open(Config{Name: "labtest", Program: os.Args[0]}); err != nil {
+	if l, err := Open(Config{Name: "labt", Program: os.Args[0]}); err != nil {
 		t.Fatal(err)
 	} else if err := l.Close(); err != nil {
 		t.Fatal(err)
@@ -217,7 +217,7 @@ func TestAbandonedLabIsFoundAndRemoved(t *testing.T) {
 
 func TestAgentThatEndsAtOnceIsReportedWithItsWords(t *testing.T) {
 	needRoot(t)
-	l, err := Open(Config{Name: "labtest", Program: "/bin/false"})
+	l, err := Open(Config{Name: "labt", Program: "/bin/false"})
 	if err != nil {
 		t.Fatal(err)
 	}
