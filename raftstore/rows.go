@@ -1,6 +1,7 @@
 package raftstore
 
 import (
+	"strconv"
 	"time"
 
 	"github.com/moby/moby/api/types/swarm"
@@ -125,7 +126,7 @@ type Image struct {
 
 // SpecID is the id of a service's spec row.
 func SpecID(serviceID string, specVersion uint64) string {
-	return serviceID + "/" + formatVersion(specVersion)
+	return serviceID + "/" + strconv.FormatUint(specVersion, 10)
 }
 
 // ImageID is the id of an image row.

@@ -4,12 +4,16 @@ package raftstore
 
 import (
 	"context"
-	"iter"
+	"errors"
+	"fmt"
+	"log/slog"
 	"net"
-	"strconv"
+	"sync"
+	"sync/atomic"
 	"time"
 
-	"github.com/moby/moby/api/types/swarm"
+	"github.com/containerd/errdefs"
+	"github.com/hashicorp/raft"
 )
 
 // Sealer encrypts what reaches the disk. Implemented by secrets.
@@ -19,7 +23,7 @@ type Sealer interface {
 	Open(sealed, context []byte) ([]byte, error)
 }
 
-// Leader reaches another manager. Implemented by agent on rpc.
+// Peers reaches another manager. Implemented by agent on rpc.
 type Peers interface {
 	// Propose has the manager at address commit an encoded commit.
 	Propose(ctx context.Context, address string, commit []byte) (index uint64, refusal []byte, err error)
@@ -27,7 +31,7 @@ type Peers interface {
 	ReadIndex(ctx context.Context, address string) (uint64, error)
 }
 
-// Config is what a store needs.
+// Config is what a store needs. Fields that say so have a default.
 type Config struct {
 	NodeID string
 	// Address is the host:port at which other managers dial this node.
@@ -36,161 +40,241 @@ type Config struct {
 	Dir    string
 	Sealer Sealer
 	Peers  Peers
-	// Listener accepts raft streams, already authenticated; Dial opens one.
+	// Listener accepts raft streams, already authenticated; Dial opens one. The store closes Listener when it ends.
 	Listener net.Listener
 	Dial     func(ctx context.Context, address string) (net.Conn, error)
-	// Bootstrap makes a new cluster of one in an empty Dir.
+	// Bootstrap makes a new cluster of one in an empty Dir. With a cluster in Dir it does nothing; without it, a store
+	// with an empty Dir waits until a leader contacts it.
 	Bootstrap bool
+	// Log is silent by default.
+	Log *slog.Logger
+
+	// HeartbeatTimeout (500 ms) without contact makes a follower a candidate, ElectionTimeout (500 ms) bounds one vote,
+	// LeaderLease (250 ms) is how long a leader without a majority stays one. Slow machines take 1 s, 1 s, 500 ms.
+	HeartbeatTimeout time.Duration
+	ElectionTimeout  time.Duration
+	LeaderLease      time.Duration
+	// SnapshotEntries (2,048) is after how many log entries a snapshot is taken, TrailingEntries (2,048) how many
+	// entries before it are kept for followers that are a little behind.
+	SnapshotEntries uint64
+	TrailingEntries uint64
+	// SnapshotInterval (30 s) is how often it is checked whether a snapshot is due.
+	SnapshotInterval time.Duration
+
+	// wrapLog lets tests put a faulty disk under the log.
+	wrapLog func(raft.LogStore) raft.LogStore
+	// noSync makes tests fast where nothing depends on what a crash leaves.
+	noSync bool
 }
 
-// State is one immutable version of the cluster.
-type State struct {
-	Nodes    Table[*Node]
-	Services Table[*Service]
-	Specs    Table[*Spec]
-	Tasks    Table[*Task]
-	Images   Table[*Image]
+const (
+	commitTimeout = 50 * time.Millisecond
+	// appendEntriesMax is how many entries one message between managers carries.
+	appendEntriesMax = 64
+	// logCacheEntries is how many recent entries are kept in memory for followers.
+	logCacheEntries = 128
+	// shutdownWait bounds how long Run waits for raft to end.
+	shutdownWait = 5 * time.Second
+	// leadershipQueue holds raft's news about won and lost leadership until they are looked at.
+	leadershipQueue = 16
+)
+
+func (c Config) withDefaults() Config {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	c.Log = c.Log.With("component", "raftstore")
+	setDefault(&c.HeartbeatTimeout, 500*time.Millisecond)
+	setDefault(&c.ElectionTimeout, 500*time.Millisecond)
+	setDefault(&c.LeaderLease, 250*time.Millisecond)
+	setDefault(&c.SnapshotEntries, 2048)
+	setDefault(&c.TrailingEntries, 2048)
+	setDefault(&c.SnapshotInterval, 30*time.Second)
+	return c
 }
 
-// Table reads one kind of rows.
-type Table[R any] struct{}
+func setDefault[T comparable](v *T, value T) {
+	var zero T
+	if *v == zero {
+		*v = value
+	}
+}
 
-func (t Table[R]) Get(id string) (R, bool) { panic("contract") }
+func (c Config) raft(notify chan bool) *raft.Config {
+	conf := raft.DefaultConfig()
+	conf.LocalID = raft.ServerID(c.NodeID)
+	conf.HeartbeatTimeout = c.HeartbeatTimeout
+	conf.ElectionTimeout = c.ElectionTimeout
+	conf.LeaderLeaseTimeout = c.LeaderLease
+	conf.CommitTimeout = commitTimeout
+	conf.MaxAppendEntries = appendEntriesMax
+	conf.SnapshotThreshold = c.SnapshotEntries
+	conf.TrailingLogs = c.TrailingEntries
+	conf.SnapshotInterval = c.SnapshotInterval
+	// A removed manager is told by its agent to stop; until then it stays a quiet replica.
+	conf.ShutdownOnRemove = false
+	conf.NotifyCh = notify
+	conf.Logger = raftLogger(c.Log)
+	return conf
+}
 
-// Find looks up by full id, then exact name, then id prefix; several matches are an InvalidArgument
-// error "… is ambiguous (N matches found)", none is NotFound.
-func (t Table[R]) Find(ref string) (R, error) { panic("contract") }
-
-// All iterates in order of ids.
-func (t Table[R]) All() iter.Seq[R] { panic("contract") }
-func (t Table[R]) Len() int         { panic("contract") }
-
-// Index is the raft index of the last commit in s.
-func (s *State) Index() uint64 { panic("contract") }
-
-// Cluster is the cluster's row, nil before init.
-func (s *State) Cluster() *Cluster { panic("contract") }
-
-// TasksOf iterates over the tasks of a service, TasksOn over those assigned to a node.
-func (s *State) TasksOf(serviceID string) iter.Seq[*Task] { panic("contract") }
-func (s *State) TasksOn(nodeID string) iter.Seq[*Task]    { panic("contract") }
-
-// Spec is the spec of a service at a version; nil when there is none.
-func (s *State) Spec(serviceID string, version uint64) *swarm.ServiceSpec { panic("contract") }
-
-// ImagesNamed iterates over the image rows with a name, ImagesByDigest over those with a digest.
-func (s *State) ImagesNamed(name string) iter.Seq[*Image]      { panic("contract") }
-func (s *State) ImagesByDigest(digest string) iter.Seq[*Image] { panic("contract") }
-
-// Tx is a State that a closure may change; it reads its own writes.
-type Tx struct{ State }
-
-// Put* write a row whose Index is that of the row it replaces (0: create). A spec write moves Version;
-// PutObserved* leave Version and UpdatedAt alone.
-func (tx *Tx) PutCluster(r Cluster)         { panic("contract") }
-func (tx *Tx) PutNode(r Node)               { panic("contract") }
-func (tx *Tx) PutObservedNode(r Node)       { panic("contract") }
-func (tx *Tx) PutService(r Service)         { panic("contract") }
-func (tx *Tx) PutObservedService(r Service) { panic("contract") }
-func (tx *Tx) PutSpec(r Spec)               { panic("contract") }
-func (tx *Tx) PutTask(r Task)               { panic("contract") }
-func (tx *Tx) PutObservedTask(r Task)       { panic("contract") }
-func (tx *Tx) PutImage(r Image)             { panic("contract") }
-func (tx *Tx) DeleteNode(id string)         { panic("contract") }
-func (tx *Tx) DeleteService(id string)      { panic("contract") }
-func (tx *Tx) DeleteSpec(id string)         { panic("contract") }
-func (tx *Tx) DeleteTask(id string)         { panic("contract") }
-func (tx *Tx) DeleteImage(id string)        { panic("contract") }
-
-// AssertNode makes the commit fail (and the closure run again) when the row changed since this snapshot.
-func (tx *Tx) AssertNode(id string)    { panic("contract") }
-func (tx *Tx) AssertService(id string) { panic("contract") }
-
-// Guard names an invariant shared by several rows (such as "managers"): of two commits that name the
-// same guard, the one that read the older state runs again.
-func (tx *Tx) Guard(name string) { panic("contract") }
+// transportTimeout bounds one message to another manager.
+func (c Config) transportTimeout() time.Duration { return max(2*time.Second, 4*c.HeartbeatTimeout) }
 
 // Store is one manager's replica.
-type Store struct{}
+type Store struct {
+	cfg       Config
+	log       *slog.Logger
+	disk      *disk
+	fsm       *fsm
+	raft      *raft.Raft
+	transport *heard
+	running   atomic.Bool
+
+	verify    coalescer // of ReadIndexLocal
+	view      coalescer // of View
+	reachable coalescer // of the error without a leader
+
+	// failed is closed, after failure was set, when the replica cannot go on; closing when it ends for any reason.
+	failOnce  sync.Once
+	failure   error
+	failed    chan struct{}
+	closeOnce sync.Once
+	closing   chan struct{}
+	// background waits for the store's own goroutines.
+	background sync.WaitGroup
+
+	mu sync.Mutex // guards:
+	// lead is the leadership that is ready for use, nil without one; leadChanged is closed and replaced when it changes.
+	lead        *leadership
+	leadChanged chan struct{}
+	// leaderless is since when no leader is known; zero while one is.
+	leaderless time.Time
+}
 
 // Open reads the log and snapshots of cfg.Dir and takes part in raft until Run ends.
-func Open(cfg Config) (*Store, error) { panic("contract") }
+func Open(cfg Config) (*Store, error) {
+	cfg = cfg.withDefaults()
+	s := &Store{
+		cfg: cfg, log: cfg.Log, failed: make(chan struct{}), closing: make(chan struct{}),
+		leadChanged: make(chan struct{}), leaderless: time.Now(),
+	}
+	s.fsm = newFSM(s.fail)
+	var err error
+	if s.disk, err = openDisk(cfg, &sealedLog{broken: s.fail, halted: s.closing, applied: func() uint64 { return s.Local().index }}); err != nil {
+		return nil, err
+	}
+	if err := s.join(); err != nil {
+		return nil, errors.Join(err, s.disk.close())
+	}
+	return s, nil
+}
+
+// join starts raft on what is on disk.
+func (s *Store) join() error {
+	notify := make(chan bool, leadershipQueue)
+	conf := s.cfg.raft(notify)
+	s.transport = &heard{
+		NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+			Stream:                  &streams{Listener: s.cfg.Listener, address: s.cfg.Address, dial: s.cfg.Dial, open: map[*stream]struct{}{}},
+			MaxPool:                 connectionsPerPeerMax,
+			Timeout:                 s.cfg.transportTimeout(),
+			Logger:                  conf.Logger,
+			MsgpackUseNewTimeFormat: true,
+		}),
+		peers: map[raft.ServerID]progress{},
+	}
+	if err := s.bootstrap(conf); err != nil {
+		return errors.Join(err, s.transport.Close())
+	}
+	var err error
+	s.raft, err = raft.NewRaft(conf, s.fsm, s.disk.cache, s.disk.stable, s.disk.snapshots, s.transport)
+	if err != nil {
+		return errors.Join(fmt.Errorf("start raft on %s: %w", s.cfg.Dir, err), s.transport.Close())
+	}
+	observations := make(chan raft.Observation, leadershipQueue)
+	s.raft.RegisterObserver(raft.NewObserver(observations, false, func(o *raft.Observation) bool {
+		_, ok := o.Data.(raft.LeaderObservation)
+		return ok
+	}))
+	s.background.Go(func() { s.followLeadership(notify) })
+	s.background.Go(func() { s.followLeader(observations) })
+	select {
+	case <-s.failed:
+		s.shutdown()
+		return s.failure
+	default:
+		return nil
+	}
+}
+
+func (s *Store) bootstrap(conf *raft.Config) error {
+	if !s.cfg.Bootstrap {
+		return nil
+	}
+	exists, err := raft.HasExistingState(s.disk.log, s.disk.stable, s.disk.snapshots)
+	if err != nil || exists {
+		return err
+	}
+	one := raft.Configuration{Servers: []raft.Server{{ID: conf.LocalID, Address: raft.ServerAddress(s.cfg.Address)}}}
+	if err := raft.BootstrapCluster(conf, s.disk.log, s.disk.stable, s.disk.snapshots, s.transport, one); err != nil {
+		return fmt.Errorf("make a new cluster in %s: %w", s.cfg.Dir, err)
+	}
+	return nil
+}
+
+// fail stops the replica for good.
+func (s *Store) fail(err error) {
+	s.failOnce.Do(func() {
+		s.failure = err
+		close(s.failed)
+	})
+}
 
 // Run keeps the replica alive until ctx ends, then shuts raft down. A corrupted log ends it with an error that names the file.
-func (s *Store) Run(ctx context.Context) error { panic("contract") }
-
-// Update runs change on a snapshot and commits what it wrote; change runs again after a conflict, a bounded
-// number of times, and must have no effects of its own. An error from change is returned as it is and nothing is written.
-// When Update returns, this replica has the commit.
-func (s *Store) Update(ctx context.Context, change func(*Tx) error) error { panic("contract") }
-
-// View returns a linearizable State.
-func (s *Store) View(ctx context.Context) (*State, error) { panic("contract") }
-
-// Local returns the state of this replica, which may be behind.
-func (s *Store) Local() *State { panic("contract") }
-
-// Watch subscribes to changes; the first Take is Dirty.All.
-func (s *Store) Watch() *Watch { panic("contract") }
-
-// Watch collects what changed since the last Take.
-type Watch struct{}
-
-// Changed receives after a change; one receive may stand for many changes.
-func (w *Watch) Changed() <-chan struct{} { panic("contract") }
-func (w *Watch) Take() (*State, Dirty)    { panic("contract") }
-func (w *Watch) Close()                   { panic("contract") }
-
-// Dirty names the rows that changed, by id. All means anything may have changed.
-type Dirty struct {
-	All      bool
-	Cluster  bool
-	Services map[string]struct{} // also those whose tasks or specs changed
-	Nodes    map[string]struct{} // also those whose tasks changed
-	Tasks    map[string]struct{}
-	Images   map[string]struct{}
+func (s *Store) Run(ctx context.Context) error {
+	if s.running.Swap(true) {
+		return errors.New("raftstore: Run called twice")
+	}
+	select {
+	case <-ctx.Done():
+	case <-s.failed:
+	}
+	if s.shutdown() {
+		if err := s.disk.close(); err != nil {
+			return fmt.Errorf("close %s: %w", s.cfg.Dir, err)
+		}
+	}
+	select {
+	case <-s.failed:
+		return s.failure
+	default:
+		return nil
+	}
 }
 
-// ProposeLocal commits an encoded commit that another manager forwarded. Unavailable when this node does not lead.
-func (s *Store) ProposeLocal(ctx context.Context, commit []byte) (index uint64, refusal []byte, err error) {
-	panic("contract")
+// shutdown ends raft and the store's goroutines; false when raft hangs, which it does on purpose after some failures.
+func (s *Store) shutdown() bool {
+	s.closeOnce.Do(func() { close(s.closing) })
+	done := make(chan struct{})
+	future := s.raft.Shutdown()
+	go func() {
+		defer close(done)
+		_ = future.Error()
+	}()
+	err := s.transport.Close()
+	if err != nil {
+		s.log.Warn("raft transport not closed", "error", err)
+	}
+	s.background.Wait()
+	select {
+	case <-done:
+		return true
+	case <-time.After(shutdownWait):
+		s.log.Warn("raft did not end in time", "wait", shutdownWait)
+		return false
+	}
 }
 
-// ReadIndexLocal confirms leadership and returns the index a linearizable read waits for.
-func (s *Store) ReadIndexLocal(ctx context.Context) (uint64, error) { panic("contract") }
-
-// WhileLeader runs lead each time this node wins leadership, with a context that ends when it is lost, and waits for it.
-func (s *Store) WhileLeader(ctx context.Context, lead func(ctx context.Context) error) error {
-	panic("contract")
-}
-
-// Leader is the leader's node id and address as known here; empty without one.
-func (s *Store) Leader() (id, address string) { panic("contract") }
-
-// TransferLeadership hands leadership to another voter, if there is one.
-func (s *Store) TransferLeadership() error { panic("contract") }
-
-// Members is raft's configuration.
-func (s *Store) Members() []Member { panic("contract") }
-
-// Member is a manager in raft's configuration.
-type Member struct {
-	NodeID  string
-	Address string
-	Voter   bool
-	Leader  bool
-	// Reachable is the leader's view when this node leads; otherwise true.
-	Reachable bool
-}
-
-// RunMembership makes raft's configuration follow the node rows while this node leads: a node whose certificate
-// role is manager and whose Spec.Role is manager becomes a non-voter and, once it caught up, a voter; one whose Spec.Role
-// is worker (or whose row is gone) is removed, never so that quorum is lost. Run it inside WhileLeader.
-func (s *Store) RunMembership(ctx context.Context) error { panic("contract") }
-
-// NewID returns 25 random characters of base 36, the form of every id in the API.
-func NewID() string { panic("contract") }
-
-func formatVersion(v uint64) string { return strconv.FormatUint(v, 10) }
-
-var _ = time.Now
+// errStopped is what calls answer while or after Run ends.
+func errStopped() error { return fmt.Errorf("this manager is stopping: %w", errdefs.ErrUnavailable) }

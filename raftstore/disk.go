@@ -1,0 +1,231 @@
+package raftstore
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/raft"
+	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
+	"go.etcd.io/bbolt"
+)
+
+const (
+	logFile    = "raft.db"
+	formatFile = "format"
+	// diskFormat is the newest layout of the directory that this version reads and the one that it writes.
+	diskFormat = 1
+	// lockWait is how long to wait for another process to let go of the log.
+	lockWait = time.Second
+)
+
+// disk is a replica's directory: the log, raft's term and vote, snapshots.
+type disk struct {
+	bolt      *raftboltdb.BoltStore
+	log       *sealedLog
+	cache     raft.LogStore
+	stable    raft.StableStore
+	snapshots *sealedSnapshots
+}
+
+// openDisk checks all of the directory that raft is going to rely on, because raft itself panics over a damaged entry
+// and silently falls back to an older snapshot. It completes log, which knows how to stop the replica.
+func openDisk(cfg Config, log *sealedLog) (*disk, error) {
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the state directory: %w", err)
+	}
+	if err := checkFormat(cfg.Dir, cfg.NodeID); err != nil {
+		return nil, err
+	}
+	d := &disk{}
+	path := filepath.Join(cfg.Dir, logFile)
+	err := guarded(path, func() (err error) {
+		d.bolt, err = openBolt(path, cfg.noSync)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := d.assemble(cfg, path, log); err != nil {
+		return nil, errors.Join(err, d.close())
+	}
+	return d, nil
+}
+
+func (d *disk) assemble(cfg Config, path string, log *sealedLog) error {
+	log.LogStore, log.path, log.sealer = d.bolt, path, cfg.Sealer
+	if cfg.wrapLog != nil {
+		log.LogStore = cfg.wrapLog(d.bolt)
+	}
+	d.log = log
+	d.stable = patientStable{StableStore: d.bolt, closing: log.halted, warn: func(err error) {
+		cfg.Log.Error("raft's vote cannot be written; this manager waits", "file", path, "error", err)
+	}}
+	var err error
+	if d.cache, err = raft.NewLogCache(logCacheEntries, d.log); err != nil {
+		return err
+	}
+	files, err := raft.NewFileSnapshotStoreWithLogger(cfg.Dir, snapshotsKept, raftLogger(cfg.Log))
+	if err != nil {
+		return fmt.Errorf("open snapshots in %s: %w", cfg.Dir, err)
+	}
+	d.snapshots = &sealedSnapshots{SnapshotStore: files, sealer: cfg.Sealer, dir: filepath.Join(cfg.Dir, "snapshots")}
+	covered, err := d.checkSnapshots()
+	if err != nil {
+		return err
+	}
+	return guarded(path, func() error { return d.checkLog(covered) })
+}
+
+func openBolt(path string, noSync bool) (*raftboltdb.BoltStore, error) {
+	bolt, err := raftboltdb.New(raftboltdb.Options{
+		Path:                    path,
+		BoltOptions:             &bbolt.Options{Timeout: lockWait, NoFreelistSync: true, FreelistType: bbolt.FreelistMapType},
+		NoSync:                  noSync,
+		MsgpackUseNewTimeFormat: true,
+	})
+	switch {
+	case errors.Is(err, bbolt.ErrTimeout):
+		return nil, fmt.Errorf("the cluster log %s is in use by another process: stop the other swarm agent, or choose another --data-dir", path)
+	case errors.Is(err, bbolt.ErrInvalid), errors.Is(err, bbolt.ErrChecksum), errors.Is(err, bbolt.ErrVersionMismatch):
+		return nil, fmt.Errorf("the cluster log %s is damaged: %w. Nothing was changed. %s", path, err, rejoinAdvice)
+	case err != nil:
+		return nil, fmt.Errorf("open the cluster log %s: %w", path, err)
+	}
+	return bolt, nil
+}
+
+// guarded turns the panics and memory faults with which bbolt meets damaged pages into an error that names the file.
+func guarded(path string, open func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if fault := recover(); fault != nil {
+			err = fmt.Errorf("the cluster log %s is damaged: %v. Nothing was changed. %s", path, fault, rejoinAdvice)
+		}
+	}()
+	return open()
+}
+
+// checkFormat reads or writes the file that says what the directory is.
+func checkFormat(dir, nodeID string) error {
+	path := filepath.Join(dir, formatFile)
+	content, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Stat(filepath.Join(dir, logFile)); err == nil {
+			return fmt.Errorf("%s has a cluster log but no file %q. Nothing was changed. %s", dir, formatFile, rejoinAdvice)
+		}
+		return writeFormat(dir, path, nodeID)
+	}
+	if err != nil {
+		return fmt.Errorf("read %s: %w", path, err)
+	}
+	var format int
+	var owner string
+	if n, err := fmt.Sscanf(string(content), "swarm state %d\nnode %s\n", &format, &owner); n < 1 {
+		return fmt.Errorf("%s is damaged (%w). Nothing was changed. %s", path, err, rejoinAdvice)
+	}
+	if format > diskFormat {
+		return fmt.Errorf("the state directory %s has format %d, this version of swarm reads up to %d: upgrade swarm on this node", dir, format, diskFormat)
+	}
+	if owner != nodeID {
+		return fmt.Errorf("the state directory %s belongs to node %q, not to this node %q: choose another --data-dir, or delete it", dir, owner, nodeID)
+	}
+	return nil
+}
+
+func writeFormat(dir, path, nodeID string) error {
+	temporary := path + ".new"
+	file, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	_, err = fmt.Fprintf(file, "swarm state %d\nnode %s\n", diskFormat, nodeID)
+	err = errors.Join(err, file.Sync(), file.Close())
+	if err == nil {
+		err = os.Rename(temporary, path)
+	}
+	if err == nil {
+		err = syncDir(dir)
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return nil
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// checkSnapshots reads the newest snapshot in full and returns the index that it covers, 0 without one.
+func (d *disk) checkSnapshots() (covered uint64, err error) {
+	entries, err := os.ReadDir(d.snapshots.dir)
+	if err != nil {
+		return 0, fmt.Errorf("list snapshots: %w", err)
+	}
+	newest := ""
+	var newestTerm, newestIndex, newestTime uint64
+	for _, e := range entries {
+		var term, index, at uint64
+		// A name that ends in .tmp is a snapshot that was never finished.
+		if n, _ := fmt.Sscanf(e.Name(), "%d-%d-%d", &term, &index, &at); n != 3 || strings.HasSuffix(e.Name(), ".tmp") {
+			continue
+		}
+		if newest == "" || later([3]uint64{term, index, at}, [3]uint64{newestTerm, newestIndex, newestTime}) {
+			newest, newestTerm, newestIndex, newestTime = e.Name(), term, index, at
+		}
+	}
+	if newest == "" {
+		return 0, nil
+	}
+	meta, plain, err := d.snapshots.Open(newest)
+	if err != nil {
+		return 0, err
+	}
+	return meta.Index, plain.Close()
+}
+
+func later(a, b [3]uint64) bool {
+	for i := range a {
+		if a[i] != b[i] {
+			return a[i] > b[i]
+		}
+	}
+	return false
+}
+
+// checkLog reads every entry after what the newest snapshot covers, and before it as far as they are kept.
+func (d *disk) checkLog(covered uint64) error {
+	first, err := d.log.FirstIndex()
+	if err != nil {
+		return fmt.Errorf("read the cluster log %s: %w", d.log.path, err)
+	}
+	last, err := d.log.LastIndex()
+	if err != nil {
+		return fmt.Errorf("read the cluster log %s: %w", d.log.path, err)
+	}
+	if first > covered+1 {
+		return fmt.Errorf("the cluster log %s begins at entry %d, but the newest snapshot in %s ends at %d: entries or a snapshot are missing. Nothing was changed. %s",
+			d.log.path, first, d.snapshots.dir, covered, rejoinAdvice)
+	}
+	for index := first; first > 0 && index <= last; index++ {
+		if err := d.log.read(index, new(raft.Log)); err != nil {
+			if errors.Is(err, raft.ErrLogNotFound) {
+				err = d.log.damaged(index, err)
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *disk) close() error { return d.bolt.Close() }

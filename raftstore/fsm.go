@@ -1,0 +1,245 @@
+package raftstore
+
+import (
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"github.com/hashicorp/raft"
+)
+
+// commitIDsMax is how many of the last commits are remembered by id, so that one proposed again after lost
+// leadership is answered instead of applied twice.
+const commitIDsMax = 4096
+
+// fsm is the replicated state machine. raft calls Apply, Snapshot and Restore from one goroutine; everybody else reads
+// what was published last. Applying depends on nothing but the log: no clock, no randomness, no iteration over maps.
+type fsm struct {
+	// work is written by Apply alone.
+	work   *State
+	recent recentCommits
+	// stopped is set after an entry that cannot be applied; nothing is applied after it.
+	stopped error
+	// fail ends the replica.
+	fail func(error)
+
+	published atomic.Pointer[State]
+
+	mu sync.Mutex // guards:
+	// waiters wait for the published state to reach an index.
+	waiters []waiter
+	watches map[*Watch]struct{}
+}
+
+type waiter struct {
+	index   uint64
+	reached chan struct{}
+}
+
+func newFSM(fail func(error)) *fsm {
+	f := &fsm{work: newState(), fail: fail, watches: map[*Watch]struct{}{}}
+	f.published.Store(f.work.publish(&State{}))
+	return f
+}
+
+// Apply returns a []verdict, one per commit of the entry, or an error when the replica stopped.
+func (f *fsm) Apply(log *raft.Log) any {
+	if f.stopped != nil {
+		return f.stopped
+	}
+	commits, err := decodeEntry(log.Data)
+	if err != nil {
+		f.stopped = fmt.Errorf("apply log entry %d: %w", log.Index, err)
+		f.fail(f.stopped)
+		return f.stopped
+	}
+	dirty := newDirty()
+	verdicts := make([]verdict, len(commits))
+	for i, c := range commits {
+		verdicts[i] = f.applyCommit(log.Index, c, dirty)
+	}
+	f.work.index = log.Index
+	f.publish(dirty)
+	return verdicts
+}
+
+func (f *fsm) applyCommit(index uint64, c *commit, dirty *Dirty) verdict {
+	if done, ok := f.recent.find(c.id); ok {
+		return verdict{index: done}
+	}
+	if r := f.check(c); r != nil {
+		r.index = index
+		return verdict{index: index, refusal: r}
+	}
+	for i := range c.changes {
+		f.applyChange(index, c, &c.changes[i], dirty)
+	}
+	for _, g := range c.guards {
+		f.work.guards.put(&guardRow{Meta{ID: g.name, Index: index}})
+	}
+	f.recent.add(c.id, index)
+	return verdict{index: index}
+}
+
+// check returns why a commit cannot be done, nil when it can.
+func (f *fsm) check(c *commit) *refusal {
+	for i := range c.changes {
+		change := &c.changes[i]
+		if f.work.rowIndex(change.table, change.id) != change.expected {
+			return &refusal{reason: rowChanged, what: f.work.table(change.table).kind() + " " + change.id}
+		}
+	}
+	for _, a := range c.asserts {
+		if f.work.rowIndex(a.table, a.id) != a.index {
+			return &refusal{reason: rowChanged, what: f.work.table(a.table).kind() + " " + a.id}
+		}
+	}
+	for _, g := range c.guards {
+		if f.work.rowIndex(tableGuards, g.name) != g.index {
+			return &refusal{reason: guardMoved, what: g.name}
+		}
+	}
+	return f.checkNames(c)
+}
+
+// checkNames refuses a commit after which two services would have one name.
+func (f *fsm) checkNames(c *commit) *refusal {
+	var written map[string]bool // ids of the services that the commit writes or deletes
+	for i := range c.changes {
+		if c.changes[i].table == tableServices {
+			if written == nil {
+				written = map[string]bool{}
+			}
+			written[c.changes[i].id] = true
+		}
+	}
+	if written == nil {
+		return nil
+	}
+	owner := map[string]string{}
+	for i := range c.changes {
+		s, ok := c.changes[i].row.(*Service)
+		if !ok {
+			continue
+		}
+		taken := owner[s.Name] != "" && owner[s.Name] != s.ID
+		for other := range f.work.Services.with(servicesByName, s.Name) {
+			taken = taken || !written[other.ID]
+		}
+		if taken {
+			return &refusal{reason: nameTaken, what: "service " + s.Name}
+		}
+		owner[s.Name] = s.ID
+	}
+	return nil
+}
+
+func (f *fsm) applyChange(index uint64, c *commit, ch *change, dirty *Dirty) {
+	t := f.work.table(ch.table)
+	if ch.op == opDelete {
+		dirty.add(t.remove(ch.id))
+		return
+	}
+	m := ch.row.meta()
+	old := t.get(ch.id)
+	*m = Meta{ID: ch.id, Version: index, Index: index, CreatedAt: c.time, UpdatedAt: c.time}
+	if old != nil {
+		was := old.meta()
+		m.CreatedAt = was.CreatedAt
+		if ch.op == opObserve {
+			m.Version, m.UpdatedAt = was.Version, was.UpdatedAt
+		}
+	}
+	t.put(ch.row)
+	dirty.add(old)
+	dirty.add(ch.row)
+}
+
+// publish shows the new state to readers, watches and those who wait for its index.
+func (f *fsm) publish(dirty *Dirty) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	state := f.work.publish(f.published.Load())
+	f.published.Store(state)
+	for w := range f.watches {
+		w.merge(dirty)
+	}
+	waiting := f.waiters[:0]
+	for _, w := range f.waiters {
+		if w.index <= state.index {
+			close(w.reached)
+		} else {
+			waiting = append(waiting, w)
+		}
+	}
+	clear(f.waiters[len(waiting):])
+	f.waiters = waiting
+}
+
+// reached returns a channel that is closed once the published state has an index, and what to call when waiting ends early.
+func (f *fsm) reached(index uint64) (<-chan struct{}, func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	w := waiter{index: index, reached: make(chan struct{})}
+	if f.published.Load().index >= index {
+		close(w.reached)
+		return w.reached, func() {}
+	}
+	f.waiters = append(f.waiters, w)
+	return w.reached, func() { f.forget(w) }
+}
+
+func (f *fsm) forget(gone waiter) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i, w := range f.waiters {
+		if w.reached == gone.reached {
+			f.waiters = append(f.waiters[:i], f.waiters[i+1:]...)
+			return
+		}
+	}
+}
+
+// begin forks the published state for a closure. Forks of one state must not run at the same time, hence the lock.
+func (f *fsm) begin() *Tx {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	base := f.published.Load()
+	return newTx(base, base.fork())
+}
+
+// recentCommits is a ring of the last commits.
+type recentCommits struct {
+	ring []doneCommit // in order of age from next on, once full
+	next int
+	byID map[commitID]uint64
+}
+
+type doneCommit struct {
+	id    commitID
+	index uint64
+}
+
+func (r *recentCommits) find(id commitID) (index uint64, ok bool) {
+	index, ok = r.byID[id]
+	return index, ok
+}
+
+func (r *recentCommits) add(id commitID, index uint64) {
+	if r.byID == nil {
+		r.byID = map[commitID]uint64{}
+	}
+	r.byID[id] = index
+	if len(r.ring) < commitIDsMax {
+		r.ring = append(r.ring, doneCommit{id, index})
+		return
+	}
+	delete(r.byID, r.ring[r.next].id)
+	r.ring[r.next] = doneCommit{id, index}
+	r.next = (r.next + 1) % commitIDsMax
+}
+
+// oldestFirst copies the ring.
+func (r *recentCommits) oldestFirst() []doneCommit {
+	return append(append([]doneCommit(nil), r.ring[r.next:]...), r.ring[:r.next]...)
+}

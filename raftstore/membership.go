@@ -1,0 +1,218 @@
+package raftstore
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"github.com/moby/moby/api/types/swarm"
+)
+
+const (
+	// membershipPause is how often progress of non-voters, which is no change of state, is looked at.
+	membershipPause = 200 * time.Millisecond
+	// membershipTimeout bounds how long a change of the configuration may wait in raft's queue.
+	membershipTimeout = 10 * time.Second
+	// promoteLagMax is how many entries a non-voter may be behind to become a voter.
+	promoteLagMax = 64
+)
+
+// memberStep is one change of raft's configuration. At most one is made at a time, each from a fresh look.
+type memberStep struct {
+	verb memberVerb
+	id   raft.ServerID
+	// address is set for steps that need one.
+	address raft.ServerAddress
+}
+
+type memberVerb string
+
+const (
+	addNonvoter memberVerb = "add as non-voter"
+	setAddress  memberVerb = "change address"
+	promote     memberVerb = "promote to voter"
+	remove      memberVerb = "remove"
+	handOver    memberVerb = "hand over leadership"
+)
+
+// membership is what the next step is decided from.
+type membership struct {
+	self    raft.ServerID
+	servers []raft.Server
+	nodes   Table[*Node]
+	// answers says which followers answered lately; caughtUp, which of them have nearly the whole log.
+	answers  func(raft.ServerID) bool
+	caughtUp func(raft.ServerID) bool
+}
+
+// RunMembership makes raft's configuration follow the node rows while this node leads: a node whose certificate
+// role is manager and whose Spec.Role is manager becomes a non-voter and, once it caught up, a voter; one whose Spec.Role
+// is worker (or whose row is gone) is removed, never so that quorum is lost. Run it inside WhileLeader.
+func (s *Store) RunMembership(ctx context.Context) error {
+	watch := s.Watch()
+	defer watch.Close()
+	told := ""
+	for ctx.Err() == nil {
+		done, blocked := s.stepMembership()
+		if blocked != "" && blocked != told {
+			s.log.Warn("managers not yet as wanted", "reason", blocked)
+		}
+		told = blocked
+		if done {
+			continue // there may be more to do
+		}
+		timer := time.NewTimer(membershipPause)
+		select {
+		case <-watch.Changed():
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+		timer.Stop()
+	}
+	return nil
+}
+
+// stepMembership makes one change, or says what stands in the way of the next one.
+func (s *Store) stepMembership() (done bool, blocked string) {
+	step, blocked := membership{
+		self: raft.ServerID(s.cfg.NodeID), servers: s.servers(), nodes: s.Local().Nodes,
+		answers: s.answers, caughtUp: s.caughtUp,
+	}.next()
+	if step == nil {
+		return false, blocked
+	}
+	if err := s.take(*step); err != nil {
+		return false, fmt.Sprintf("%s %s: %v", step.verb, step.id, err)
+	}
+	s.log.Info("managers changed", "change", string(step.verb), "node", string(step.id), "address", string(step.address))
+	return true, ""
+}
+
+// take makes a change and waits until it is committed. Only the leader's RunMembership changes the configuration, so it is
+// still the one that the step was decided on.
+func (s *Store) take(step memberStep) error {
+	switch step.verb {
+	case addNonvoter, setAddress: // for a voter, AddNonvoter changes nothing but the address
+		return s.raft.AddNonvoter(step.id, step.address, 0, membershipTimeout).Error()
+	case promote:
+		return s.raft.AddVoter(step.id, step.address, 0, membershipTimeout).Error()
+	case remove:
+		return s.raft.RemoveServer(step.id, 0, membershipTimeout).Error()
+	default:
+		return s.TransferLeadership()
+	}
+}
+
+// caughtUp says whether a non-voter answered lately and has nearly the whole log.
+func (s *Store) caughtUp(id raft.ServerID) bool {
+	return s.answers(id) && s.transport.from(id).lastLog+promoteLagMax >= s.raft.LastIndex()
+}
+
+// next is the first step that is possible now, nil for none; blocked says why a wanted one is not.
+// Who is to come is handled before who is to go, so that a cluster never gets smaller than it has to.
+func (m membership) next() (step *memberStep, blocked string) {
+	for _, server := range m.servers {
+		if row, ok := m.nodes.Get(string(server.ID)); ok && row.Address != "" && row.Address != string(server.Address) && !m.inUse(row.Address) {
+			return &memberStep{setAddress, server.ID, raft.ServerAddress(row.Address)}, ""
+		}
+	}
+	for _, server := range m.servers {
+		if server.Suffrage == raft.Voter || !m.wanted(server.ID) {
+			continue
+		}
+		if why := m.whyNotPromote(server.ID); why != "" {
+			blocked = why
+			continue
+		}
+		return &memberStep{promote, server.ID, server.Address}, ""
+	}
+	for row := range m.nodes.All() {
+		id := raft.ServerID(row.ID)
+		if !m.wanted(id) || row.Role != swarm.NodeRoleManager || row.Address == "" || m.has(id) {
+			continue
+		}
+		if m.inUse(row.Address) {
+			blocked = fmt.Sprintf("manager %s has the address %s of another manager", id, row.Address)
+			continue
+		}
+		return &memberStep{addNonvoter, id, raft.ServerAddress(row.Address)}, ""
+	}
+	for _, server := range m.servers {
+		if m.wanted(server.ID) {
+			continue
+		}
+		if why := m.whyNotRemove(server); why != "" {
+			blocked = why
+			continue
+		}
+		if server.ID == m.self {
+			return &memberStep{verb: handOver, id: server.ID}, ""
+		}
+		return &memberStep{verb: remove, id: server.ID}, ""
+	}
+	return nil, blocked
+}
+
+// wanted says whether the operator wants a node to be a manager.
+func (m membership) wanted(id raft.ServerID) bool {
+	row, ok := m.nodes.Get(string(id))
+	return ok && row.Spec.Role == swarm.NodeRoleManager
+}
+
+func (m membership) has(id raft.ServerID) bool {
+	for _, server := range m.servers {
+		if server.ID == id {
+			return true
+		}
+	}
+	return false
+}
+
+func (m membership) inUse(address string) bool {
+	for _, server := range m.servers {
+		if string(server.Address) == address {
+			return true
+		}
+	}
+	return false
+}
+
+// voters counts the voters other than one, and those of them that answer.
+func (m membership) voters(except raft.ServerID) (all, answering int) {
+	for _, server := range m.servers {
+		if server.Suffrage != raft.Voter || server.ID == except {
+			continue
+		}
+		all++
+		if server.ID == m.self || m.answers(server.ID) {
+			answering++
+		}
+	}
+	return all, answering
+}
+
+func (m membership) whyNotPromote(id raft.ServerID) string {
+	if !m.caughtUp(id) {
+		return fmt.Sprintf("manager %s is not up to date yet or does not answer", id)
+	}
+	all, answering := m.voters(id)
+	if all, answering = all+1, answering+1; answering < all/2+1 {
+		return fmt.Sprintf("with %s as a voter, only %d of %d managers would answer", id, answering, all)
+	}
+	return ""
+}
+
+func (m membership) whyNotRemove(server raft.Server) string {
+	if server.Suffrage != raft.Voter {
+		return ""
+	}
+	all, answering := m.voters(server.ID)
+	if all == 0 {
+		return fmt.Sprintf("manager %s is the last one", server.ID)
+	}
+	if answering < all/2+1 {
+		return fmt.Sprintf("without %s, only %d of %d managers would answer", server.ID, answering, all)
+	}
+	return ""
+}

@@ -1,0 +1,166 @@
+package raftstore
+
+import (
+	"iter"
+
+	"github.com/moby/moby/api/types/swarm"
+)
+
+// State is one immutable version of the cluster. The zero State is an empty cluster.
+type State struct {
+	Nodes    Table[*Node]
+	Services Table[*Service]
+	Specs    Table[*Spec]
+	Tasks    Table[*Task]
+	Images   Table[*Image]
+
+	clusters Table[*Cluster]
+	guards   Table[*guardRow]
+	index    uint64
+}
+
+// Where each index stands in its table's layout.
+const (
+	nodesByName    = 0
+	servicesByName = 0
+	tasksByService = 0
+	tasksByNode    = 1
+	imagesByName   = 0
+	imagesByDigest = 1
+)
+
+// newState returns an empty state that may be written.
+func newState() *State {
+	return &State{
+		Nodes: newTable(&layout[*Node]{
+			kind: "node",
+			name: func(r *Node) string { return r.Description.Hostname },
+			indexes: []index[*Node]{
+				nodesByName: {
+					key: func(r *Node) string { return r.Description.Hostname },
+					probe: func(key string) *Node {
+						return &Node{Description: swarm.NodeDescription{Hostname: key}}
+					},
+				},
+			},
+		}),
+		Services: newTable(&layout[*Service]{
+			kind: "service",
+			name: func(r *Service) string { return r.Name },
+			indexes: []index[*Service]{
+				servicesByName: {
+					key:   func(r *Service) string { return r.Name },
+					probe: func(key string) *Service { return &Service{Name: key} },
+				},
+			},
+		}),
+		Specs: newTable(&layout[*Spec]{kind: "spec"}),
+		Tasks: newTable(&layout[*Task]{
+			kind: "task",
+			indexes: []index[*Task]{
+				tasksByService: {
+					key:   func(r *Task) string { return r.ServiceID },
+					probe: func(key string) *Task { return &Task{ServiceID: key} },
+				},
+				tasksByNode: {
+					key:   func(r *Task) string { return r.NodeID },
+					probe: func(key string) *Task { return &Task{NodeID: key} },
+				},
+			},
+		}),
+		Images: newTable(&layout[*Image]{
+			kind: "image",
+			name: func(r *Image) string { return r.Name },
+			indexes: []index[*Image]{
+				imagesByName: {
+					key:   func(r *Image) string { return r.Name },
+					probe: func(key string) *Image { return &Image{Name: key} },
+				},
+				imagesByDigest: {
+					key:   func(r *Image) string { return r.Digest },
+					probe: func(key string) *Image { return &Image{Digest: key} },
+				},
+			},
+		}),
+		clusters: newTable(&layout[*Cluster]{kind: "cluster"}),
+		guards:   newTable(&layout[*guardRow]{kind: "guard"}),
+	}
+}
+
+// fork returns a state that may be written without touching s.
+func (s *State) fork() *State {
+	return &State{
+		Nodes: s.Nodes.fork(true), Services: s.Services.fork(true), Specs: s.Specs.fork(true), Tasks: s.Tasks.fork(true),
+		Images: s.Images.fork(true), clusters: s.clusters.fork(true), guards: s.guards.fork(true), index: s.index,
+	}
+}
+
+// publish returns what s is now, for readers, sharing with last the tables that did not change.
+func (s *State) publish(last *State) *State {
+	return &State{
+		Nodes: s.Nodes.publish(last.Nodes), Services: s.Services.publish(last.Services),
+		Specs: s.Specs.publish(last.Specs), Tasks: s.Tasks.publish(last.Tasks), Images: s.Images.publish(last.Images),
+		clusters: s.clusters.publish(last.clusters), guards: s.guards.publish(last.guards), index: s.index,
+	}
+}
+
+// table returns nil for an unknown id.
+func (s *State) table(id tableID) table {
+	switch id {
+	case tableClusters:
+		return &s.clusters
+	case tableNodes:
+		return &s.Nodes
+	case tableServices:
+		return &s.Services
+	case tableSpecs:
+		return &s.Specs
+	case tableTasks:
+		return &s.Tasks
+	case tableImages:
+		return &s.Images
+	case tableGuards:
+		return &s.guards
+	}
+	return nil
+}
+
+// rowIndex is the Index of a row, 0 when there is none.
+func (s *State) rowIndex(t tableID, id string) uint64 {
+	if r := s.table(t).get(id); r != nil {
+		return r.meta().Index
+	}
+	return 0
+}
+
+// Index is the raft index of the last commit in s.
+func (s *State) Index() uint64 { return s.index }
+
+// Cluster is the cluster's row, nil before init.
+func (s *State) Cluster() *Cluster {
+	for r := range s.clusters.All() {
+		return r
+	}
+	return nil
+}
+
+// TasksOf iterates over the tasks of a service, TasksOn over those assigned to a node, in order of ids.
+func (s *State) TasksOf(serviceID string) iter.Seq[*Task] {
+	return s.Tasks.with(tasksByService, serviceID)
+}
+func (s *State) TasksOn(nodeID string) iter.Seq[*Task] { return s.Tasks.with(tasksByNode, nodeID) }
+
+// Spec is the spec of a service at a version; nil when there is none.
+func (s *State) Spec(serviceID string, version uint64) *swarm.ServiceSpec {
+	r, ok := s.Specs.Get(SpecID(serviceID, version))
+	if !ok {
+		return nil
+	}
+	return &r.Spec
+}
+
+// ImagesNamed iterates over the image rows with a name, ImagesByDigest over those with a digest.
+func (s *State) ImagesNamed(name string) iter.Seq[*Image] { return s.Images.with(imagesByName, name) }
+func (s *State) ImagesByDigest(digest string) iter.Seq[*Image] {
+	return s.Images.with(imagesByDigest, digest)
+}

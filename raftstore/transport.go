@@ -1,0 +1,140 @@
+package raftstore
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
+)
+
+// connectionsPerPeerMax bounds the pooled raft streams to one manager.
+const connectionsPerPeerMax = 3
+
+// streams lets raft's transport run over the node's one port. Close also ends the open streams, which raft leaves to their other end.
+type streams struct {
+	net.Listener
+	address string
+	dial    func(ctx context.Context, address string) (net.Conn, error)
+
+	mu sync.Mutex // guards:
+	// open is nil after Close.
+	open map[*stream]struct{}
+}
+
+// stream is one connection that streams knows of.
+type stream struct {
+	net.Conn
+	of *streams
+}
+
+// Addr is the address that the other managers use, not the one that is listened on.
+func (s *streams) Addr() net.Addr { return streamAddr(s.address) }
+
+// Accept returns the next stream that another manager opened.
+func (s *streams) Accept() (net.Conn, error) {
+	conn, err := s.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return s.keep(conn)
+}
+
+// Dial opens a stream within timeout.
+func (s *streams) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	conn, err := s.dial(ctx, string(address))
+	if err != nil {
+		return nil, err
+	}
+	return s.keep(conn)
+}
+
+func (s *streams) keep(conn net.Conn) (net.Conn, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.open == nil {
+		return nil, errors.Join(net.ErrClosed, conn.Close())
+	}
+	kept := &stream{Conn: conn, of: s}
+	s.open[kept] = struct{}{}
+	return kept, nil
+}
+
+// Close ends the listener and every stream.
+func (s *streams) Close() error {
+	s.mu.Lock()
+	open := s.open
+	s.open = nil
+	s.mu.Unlock()
+	for conn := range open {
+		_ = conn.Conn.Close()
+	}
+	return s.Listener.Close()
+}
+
+// Close forgets the stream.
+func (c *stream) Close() error {
+	c.of.mu.Lock()
+	delete(c.of.open, c)
+	c.of.mu.Unlock()
+	return c.Conn.Close()
+}
+
+type streamAddr string
+
+func (streamAddr) Network() string  { return "tcp" }
+func (a streamAddr) String() string { return string(a) }
+
+// heard is raft's transport, listening in on what followers answer: raft itself does not tell how far they are.
+type heard struct {
+	*raft.NetworkTransport
+
+	mu sync.Mutex // guards:
+	// peers holds each follower's last answer to this node as leader.
+	peers map[raft.ServerID]progress
+}
+
+type progress struct {
+	at time.Time
+	// lastLog is the index of the last entry in its log.
+	lastLog uint64
+}
+
+// AppendEntries is used for heartbeats, which reach every voter and non-voter several times per election timeout.
+func (h *heard) AppendEntries(id raft.ServerID, target raft.ServerAddress, args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
+	err := h.NetworkTransport.AppendEntries(id, target, args, resp)
+	if err == nil && resp.Term == args.Term {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.peers[id] = progress{at: time.Now(), lastLog: resp.LastLog}
+	}
+	return err
+}
+
+// from is what a follower answered last; the zero value if it never did.
+func (h *heard) from(id raft.ServerID) progress {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.peers[id]
+}
+
+// raftLogger passes raft's warnings and errors on. Both are warnings to us: raft tries again by itself.
+func raftLogger(log *slog.Logger) hclog.Logger {
+	logger := hclog.NewInterceptLogger(&hclog.LoggerOptions{Level: hclog.Off})
+	logger.RegisterSink(logSink{log})
+	return logger
+}
+
+type logSink struct{ log *slog.Logger }
+
+func (s logSink) Accept(_ string, level hclog.Level, message string, args ...any) {
+	if level >= hclog.Warn {
+		s.log.Warn("raft: "+message, args...)
+	}
+}

@@ -1,0 +1,244 @@
+package raftstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/hashicorp/raft"
+)
+
+const (
+	// conflictRunsMax is how often Update runs a closure before it gives up; the first conflictRunsFree follow each other at once,
+	// then random pauses up to conflictPause let the others finish.
+	conflictRunsMax  = 64
+	conflictRunsFree = 8
+	conflictPause    = 50 * time.Millisecond
+	// leaderWait is how long calls wait for a leader, counted from when the last one was lost.
+	leaderWait = 5 * time.Second
+	// proposeWait bounds how long one commit is proposed again after lost leadership or broken connections.
+	proposeWait = 15 * time.Second
+	// proposePause is between two tries, forwardTimeout bounds one try at another manager.
+	proposePause   = 50 * time.Millisecond
+	forwardTimeout = 5 * time.Second
+	// enqueueTimeout bounds how long a commit waits in raft's queue.
+	enqueueTimeout = 5 * time.Second
+)
+
+// Update runs change on a snapshot and commits what it wrote; change runs again after a conflict, a bounded
+// number of times, and must have no effects of its own. An error from change is returned as it is and nothing is written.
+// When Update returns nil, this replica has the commit. When ctx ends first, the commit may still happen.
+func (s *Store) Update(ctx context.Context, change func(*Tx) error) error {
+	var last *refusal
+	for run := range conflictRunsMax {
+		if run >= conflictRunsFree {
+			if err := pause(ctx, rand.N(conflictPause)); err != nil {
+				return err
+			}
+		}
+		encoded, err := s.prepare(ctx, change)
+		if err != nil || encoded == nil {
+			return err
+		}
+		answer, err := s.propose(ctx, encoded)
+		if err != nil {
+			return err
+		}
+		if err := s.waitApplied(ctx, answer.index); err != nil {
+			return err
+		}
+		if answer.refusal == nil {
+			return nil
+		}
+		last = answer.refusal
+	}
+	return fmt.Errorf("update out of sequence: %s, %d times in a row: try again: %w", last, conflictRunsMax, errdefs.ErrConflict)
+}
+
+// prepare runs the closure and encodes what it wrote, nil for nothing.
+func (s *Store) prepare(ctx context.Context, change func(*Tx) error) ([]byte, error) {
+	tx, err := s.run(change)
+	if err != nil && s.catchUp(ctx, tx.base) {
+		// A replica that is behind may miss what another manager already acknowledged: an error counts only on a fresh state.
+		tx, err = s.run(change)
+	}
+	if err != nil {
+		return nil, err
+	}
+	c := tx.commit(time.Now())
+	if c == nil {
+		return nil, nil
+	}
+	return encodeCommit(c)
+}
+
+func (s *Store) run(change func(*Tx) error) (*Tx, error) {
+	tx := s.fsm.begin()
+	err := change(tx)
+	if err == nil {
+		err = tx.err
+	}
+	return tx, err
+}
+
+// catchUp brings a follower up to date and says whether that moved it beyond seen.
+func (s *Store) catchUp(ctx context.Context, seen *State) bool {
+	if lead, _ := s.leadership(); lead != nil {
+		return false
+	}
+	if since := s.leaderlessSince(); !since.IsZero() {
+		return false
+	}
+	now, err := s.View(ctx)
+	return err == nil && now.index > seen.index
+}
+
+// propose has the leader, whoever it is, decide on a commit. The commit's id makes it safe to ask again: the state
+// machine answers a commit that it has done already.
+func (s *Store) propose(ctx context.Context, commit []byte) (verdict, error) {
+	giveUp := time.Now().Add(proposeWait)
+	for {
+		answer, err := s.proposeOnce(ctx, commit)
+		if err == nil || !s.worthRetrying(ctx, err) {
+			return answer, err
+		}
+		since := s.leaderlessSince()
+		if !since.IsZero() && time.Since(since) > leaderWait {
+			return answer, s.noLeader(ctx)
+		}
+		if time.Now().After(giveUp) {
+			return answer, fmt.Errorf("commit not made within %s: %w", proposeWait, err)
+		}
+		if err := pause(ctx, proposePause); err != nil {
+			return answer, err
+		}
+	}
+}
+
+func (s *Store) worthRetrying(ctx context.Context, err error) bool {
+	if ctx.Err() != nil || errdefs.IsInvalidArgument(err) {
+		return false
+	}
+	select {
+	case <-s.closing:
+		return false
+	default:
+	}
+	// Alone there is nobody who could take over from this manager's disk.
+	return !errors.As(err, new(storeFault)) || len(s.Members()) > 1
+}
+
+var errNoLeader = fmt.Errorf("no leader is known: %w", errdefs.ErrUnavailable)
+
+func (s *Store) proposeOnce(ctx context.Context, commit []byte) (verdict, error) {
+	id, address := s.Leader()
+	switch {
+	case id == "":
+		return verdict{}, errNoLeader
+	case id == s.cfg.NodeID:
+		return s.proposeHere(ctx, commit)
+	}
+	ctx, cancel := context.WithTimeout(ctx, forwardTimeout)
+	defer cancel()
+	index, raw, err := s.cfg.Peers.Propose(ctx, address, commit)
+	if err != nil {
+		return verdict{}, fmt.Errorf("propose to leader %s at %s: %w", id, address, err)
+	}
+	return decodeVerdict(index, raw)
+}
+
+// proposeHere puts a commit into an entry of this leader's log and waits for what the state machine says to it.
+// TODO: a group committer belongs here: it takes all commits that wait, puts them into one entry and hands out the verdicts.
+func (s *Store) proposeHere(ctx context.Context, commit []byte) (verdict, error) {
+	encoded, err := encodeEntry(commit)
+	if err != nil {
+		return verdict{}, err
+	}
+	future := s.raft.Apply(encoded, enqueueTimeout)
+	done := make(chan error, 1)
+	go func() { done <- future.Error() }() // ends at the latest when raft loses leadership or shuts down
+	select {
+	case err = <-done:
+	case <-ctx.Done():
+		return verdict{}, fmt.Errorf("wait for commit: %w", ctx.Err())
+	}
+	if err != nil {
+		return verdict{}, s.explain(err)
+	}
+	switch answer := future.Response().(type) {
+	case []verdict:
+		return answer[0], nil
+	case error:
+		return verdict{}, answer
+	}
+	return verdict{}, fmt.Errorf("unexpected answer %T of the state machine", future.Response())
+}
+
+// explain gives raft's errors their kind.
+func (s *Store) explain(err error) error {
+	if fault := new(storeFault); errors.As(err, fault) {
+		return fmt.Errorf("nothing was changed: %w. Free space on the disk of manager %s%w", fault, s.cfg.NodeID, silent{errdefs.ErrUnavailable})
+	}
+	if errors.Is(err, raft.ErrRaftShutdown) {
+		return errStopped()
+	}
+	return fmt.Errorf("commit: %w%w", err, silent{errdefs.ErrUnavailable})
+}
+
+// ProposeLocal commits an encoded commit that another manager forwarded. Unavailable when this node does not lead.
+func (s *Store) ProposeLocal(ctx context.Context, commit []byte) (index uint64, refusal []byte, err error) {
+	// What does not decode here would stop every replica once it is in the log.
+	if _, err := decodeCommit(commit); err != nil {
+		return 0, nil, fmt.Errorf("forwarded commit: %v: %w", err, errdefs.ErrInvalidArgument)
+	}
+	if s.raft.State() != raft.Leader {
+		return 0, nil, fmt.Errorf("manager %s does not lead: %w", s.cfg.NodeID, errdefs.ErrUnavailable)
+	}
+	answer, err := s.proposeHere(ctx, commit)
+	if err != nil || answer.refusal == nil {
+		return answer.index, nil, err
+	}
+	refusal, err = marshal(answer.refusal.wire)
+	return answer.index, refusal, err
+}
+
+func decodeVerdict(index uint64, raw []byte) (verdict, error) {
+	answer := verdict{index: index}
+	if len(raw) == 0 {
+		return answer, nil
+	}
+	answer.refusal = new(refusal)
+	if err := unmarshal(raw, answer.refusal.wire); err != nil {
+		return answer, fmt.Errorf("answer of the leader: %w", err)
+	}
+	answer.index = answer.refusal.index
+	return answer, nil
+}
+
+// waitApplied waits until this replica has applied an index.
+func (s *Store) waitApplied(ctx context.Context, index uint64) error {
+	reached, forget := s.fsm.reached(index)
+	defer forget()
+	select {
+	case <-reached:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("committed at index %d, which this manager has not reached: %w", index, ctx.Err())
+	case <-s.closing:
+		return errStopped()
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

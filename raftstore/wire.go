@@ -1,0 +1,319 @@
+package raftstore
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/moby/moby/api/types/swarm"
+	"google.golang.org/protobuf/encoding/protowire"
+)
+
+// wire writes or reads one protobuf message, so that a message lists its fields once for both directions.
+// Fields come in ascending order and nothing is skipped: a field that this version does not know is an error,
+// because a replica that ignores part of a commit would silently differ from the others.
+type wire struct {
+	// encode says which direction it is; buf is what was written so far, or what is left to read.
+	encode bool
+	buf    []byte
+	err    error
+}
+
+// marshal returns the message that fields lists.
+func marshal(fields func(*wire)) ([]byte, error) {
+	w := &wire{encode: true}
+	fields(w)
+	return w.buf, w.err
+}
+
+// unmarshal sets what fields lists from a message.
+func unmarshal(message []byte, fields func(*wire)) error {
+	w := &wire{buf: message}
+	fields(w)
+	if w.err == nil && len(w.buf) > 0 {
+		number, _, n := protowire.ConsumeTag(w.buf)
+		if n < 0 {
+			return errMalformed
+		}
+		return fmt.Errorf("unknown or misplaced field %d", number)
+	}
+	return w.err
+}
+
+var errMalformed = errors.New("malformed message")
+
+func (w *wire) fail(err error) {
+	if w.err == nil {
+		w.err = err
+	}
+}
+
+// next reads the tag of field number if that is what comes next.
+func (w *wire) next(number protowire.Number, kind protowire.Type) bool {
+	if w.err != nil || len(w.buf) == 0 {
+		return false
+	}
+	have, haveKind, n := protowire.ConsumeTag(w.buf)
+	if n < 0 {
+		w.fail(errMalformed)
+		return false
+	}
+	if have != number {
+		return false
+	}
+	if haveKind != kind {
+		w.fail(fmt.Errorf("field %d has wire type %d", number, haveKind))
+		return false
+	}
+	w.buf = w.buf[n:]
+	return true
+}
+
+func (w *wire) varint(number protowire.Number, v uint64, present bool) (uint64, bool) {
+	if w.encode {
+		if present {
+			w.buf = protowire.AppendTag(w.buf, number, protowire.VarintType)
+			w.buf = protowire.AppendVarint(w.buf, v)
+		}
+		return v, present
+	}
+	if !w.next(number, protowire.VarintType) {
+		return 0, false
+	}
+	v, n := protowire.ConsumeVarint(w.buf)
+	if n < 0 {
+		w.fail(errMalformed)
+		return 0, false
+	}
+	w.buf = w.buf[n:]
+	return v, true
+}
+
+// raw is a length-delimited field. What it reads aliases the message.
+func (w *wire) raw(number protowire.Number, v []byte, present bool) ([]byte, bool) {
+	if w.encode {
+		if present {
+			w.buf = protowire.AppendTag(w.buf, number, protowire.BytesType)
+			w.buf = protowire.AppendBytes(w.buf, v)
+		}
+		return v, present
+	}
+	if !w.next(number, protowire.BytesType) {
+		return nil, false
+	}
+	v, n := protowire.ConsumeBytes(w.buf)
+	if n < 0 {
+		w.fail(errMalformed)
+		return nil, false
+	}
+	w.buf = w.buf[n:]
+	return v, true
+}
+
+func (w *wire) uint(number protowire.Number, v *uint64) {
+	*v, _ = w.varint(number, *v, *v != 0)
+}
+
+func (w *wire) uint32(number protowire.Number, v *uint32) {
+	wide := uint64(*v)
+	w.uint(number, &wide)
+	if wide > 1<<32-1 {
+		w.fail(fmt.Errorf("field %d is out of range", number))
+	}
+	*v = uint32(wide)
+}
+
+// int64 is zigzag encoded.
+func (w *wire) int64(number protowire.Number, v *int64) {
+	wide := protowire.EncodeZigZag(*v)
+	w.uint(number, &wide)
+	*v = protowire.DecodeZigZag(wide)
+}
+
+func (w *wire) int(number protowire.Number, v *int) {
+	wide := int64(*v)
+	w.int64(number, &wide)
+	*v = int(wide)
+}
+
+func (w *wire) bool(number protowire.Number, v *bool) {
+	var wide uint64
+	if *v {
+		wide = 1
+	}
+	w.uint(number, &wide)
+	*v = wide != 0
+}
+
+func (w *wire) string(number protowire.Number, v *string) {
+	if w.encode {
+		if *v != "" {
+			w.buf = protowire.AppendTag(w.buf, number, protowire.BytesType)
+			w.buf = protowire.AppendString(w.buf, *v)
+		}
+		return
+	}
+	raw, _ := w.raw(number, nil, false)
+	*v = string(raw)
+}
+
+func (w *wire) bytes(number protowire.Number, v *[]byte) {
+	raw, present := w.raw(number, *v, len(*v) > 0)
+	if w.encode {
+		return
+	}
+	*v = nil
+	if present && len(raw) > 0 {
+		*v = bytes.Clone(raw)
+	}
+}
+
+func (w *wire) strings(number protowire.Number, v *[]string) {
+	if w.encode {
+		for _, s := range *v {
+			w.raw(number, []byte(s), true)
+		}
+		return
+	}
+	*v = nil
+	for {
+		raw, present := w.raw(number, nil, false)
+		if !present {
+			return
+		}
+		*v = append(*v, string(raw))
+	}
+}
+
+// time has nanoseconds and no zone; the zero time is absent. Years outside 1678 to 2262 do not fit.
+func (w *wire) time(number protowire.Number, v *time.Time) {
+	var ns uint64
+	if w.encode && !v.IsZero() {
+		ns = protowire.EncodeZigZag(v.UnixNano())
+	}
+	ns, present := w.varint(number, ns, !v.IsZero())
+	if w.encode {
+		return
+	}
+	*v = time.Time{}
+	if present {
+		*v = time.Unix(0, protowire.DecodeZigZag(ns)).UTC()
+	}
+}
+
+func (w *wire) duration(number protowire.Number, v *time.Duration) {
+	w.int64(number, (*int64)(v))
+}
+
+// json keeps an API type as it came, as API JSON in a bytes field. A JSON field that this version does not know is an error.
+func (w *wire) json(number protowire.Number, v any) {
+	if w.encode {
+		raw, err := json.Marshal(v)
+		if err != nil {
+			w.fail(fmt.Errorf("field %d: %w", number, err))
+			return
+		}
+		w.raw(number, raw, true)
+		return
+	}
+	raw, present := w.raw(number, nil, false)
+	if !present {
+		return
+	}
+	decoder := json.NewDecoder(bytes.NewReader(raw))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(v); err != nil {
+		w.fail(fmt.Errorf("field %d: %w", number, err))
+		return
+	}
+	if _, err := decoder.Token(); err != io.EOF {
+		w.fail(fmt.Errorf("field %d: more than one JSON value", number))
+	}
+}
+
+// jsonPtr is json for a pointer that may be nil.
+func jsonPtr[T any](w *wire, number protowire.Number, v **T) {
+	if w.encode {
+		if *v != nil {
+			w.json(number, *v)
+		}
+		return
+	}
+	*v = nil
+	if have, _, n := protowire.ConsumeTag(w.buf); n > 0 && have == number {
+		*v = new(T)
+		w.json(number, *v)
+	}
+}
+
+// messages is a repeated message field.
+func messages[T any](w *wire, number protowire.Number, list *[]T, fields func(*wire, *T)) {
+	if w.encode {
+		for i := range *list {
+			raw, err := marshal(func(w *wire) { fields(w, &(*list)[i]) })
+			if err != nil {
+				w.fail(err)
+				return
+			}
+			w.raw(number, raw, true)
+		}
+		return
+	}
+	*list = nil
+	for {
+		raw, present := w.raw(number, nil, false)
+		if !present {
+			return
+		}
+		var v T
+		if err := unmarshal(raw, func(w *wire) { fields(w, &v) }); err != nil {
+			w.fail(err)
+			return
+		}
+		*list = append(*list, v)
+	}
+}
+
+// taskStateNumber and taskStateOf translate the API's words; 0 is no state.
+func taskStateNumber(state swarm.TaskState) (uint64, bool) {
+	for i, s := range taskStates() {
+		if s == state {
+			return uint64(i), true
+		}
+	}
+	return 0, false
+}
+
+// taskStates lists every state at the place that is its number on the wire. New ones are appended.
+func taskStates() [16]swarm.TaskState {
+	return [16]swarm.TaskState{
+		"", swarm.TaskStateNew, swarm.TaskStateAllocated, swarm.TaskStatePending, swarm.TaskStateAssigned,
+		swarm.TaskStateAccepted, swarm.TaskStatePreparing, swarm.TaskStateReady, swarm.TaskStateStarting,
+		swarm.TaskStateRunning, swarm.TaskStateComplete, swarm.TaskStateShutdown, swarm.TaskStateFailed,
+		swarm.TaskStateRejected, swarm.TaskStateRemove, swarm.TaskStateOrphaned,
+	}
+}
+
+func (w *wire) taskState(number protowire.Number, v *swarm.TaskState) {
+	var n uint64
+	if w.encode {
+		known := false
+		if n, known = taskStateNumber(*v); !known {
+			w.fail(fmt.Errorf("unknown task state %q", *v))
+			return
+		}
+	}
+	w.uint(number, &n)
+	if w.encode {
+		return
+	}
+	states := taskStates()
+	if n >= uint64(len(states)) {
+		w.fail(fmt.Errorf("unknown task state %d", n))
+		return
+	}
+	*v = states[n]
+}
