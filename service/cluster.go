@@ -1,0 +1,111 @@
+package service
+
+import (
+	"cmp"
+	"net"
+	"slices"
+
+	"swarm/raftstore"
+	"swarm/service/scheduler"
+	"swarm/service/spec"
+	"swarm/service/task"
+
+	"github.com/moby/moby/api/types/swarm"
+)
+
+// cluster is what the loop remembers of nodes between decisions, so that a decision looks only at what changed.
+// All of it follows from the state; a new leader builds it anew.
+type cluster struct {
+	nodes    *scheduler.Nodes
+	machines map[string]*machine
+	// ordered is machines in order of ids; nil when it has to be sorted again.
+	ordered []*machine
+}
+
+func newCluster() *cluster {
+	return &cluster{nodes: scheduler.NewNodes(), machines: map[string]*machine{}}
+}
+
+// refresh reads one node and its tasks from the state. moved says that tasks may not belong there any more, or new ones may
+// (readiness, availability, labels, size); room says that something may fit that did not fit before.
+func (c *cluster) refresh(state *raftstore.State, nodeID string) (moved, room bool) {
+	row, ok := state.Nodes.Get(nodeID)
+	if !ok {
+		_, known := c.machines[nodeID]
+		delete(c.machines, nodeID)
+		c.nodes.Remove(nodeID)
+		c.ordered = nil
+		return known, false
+	}
+	n := scheduler.Node{
+		Facts: factsOf(row), Open: open(row),
+		NanoCPUs: row.Description.Resources.NanoCPUs, MemoryBytes: row.Description.Resources.MemoryBytes,
+		Load: loadOf(state, nodeID),
+	}
+	m := &machine{
+		facts: &n.Facts, open: n.Open,
+		down:    row.Status.State == swarm.NodeStateDown,
+		drained: row.Spec.Availability == swarm.NodeAvailabilityDrain,
+	}
+	old := c.machines[nodeID]
+	c.machines[nodeID] = m
+	c.ordered = nil
+	change := c.nodes.Put(n)
+	return change.Facts || old == nil || old.down != m.down || old.drained != m.drained, change.Room
+}
+
+// sorted is every machine in order of ids.
+func (c *cluster) sorted() []*machine {
+	if c.ordered == nil {
+		c.ordered = make([]*machine, 0, len(c.machines))
+		for _, m := range c.machines {
+			c.ordered = append(c.ordered, m)
+		}
+		slices.SortFunc(c.ordered, func(a, b *machine) int { return cmp.Compare(a.facts.ID, b.facts.ID) })
+	}
+	return c.ordered
+}
+
+// open says whether a node takes new tasks.
+func open(n *raftstore.Node) bool {
+	return n.Status.State == swarm.NodeStateReady && n.Spec.Availability == swarm.NodeAvailabilityActive
+}
+
+func factsOf(n *raftstore.Node) spec.Facts {
+	ip := n.Status.Addr
+	if ip == "" {
+		ip, _, _ = net.SplitHostPort(n.Address)
+	}
+	return spec.Facts{
+		ID: n.ID, Hostname: n.Description.Hostname, IP: ip, Role: n.Role, Platform: n.Description.Platform,
+		Labels: n.Spec.Labels, EngineLabels: n.Description.Engine.Labels,
+	}
+}
+
+// loadOf sums up the tasks of a node.
+func loadOf(state *raftstore.State, nodeID string) scheduler.Load {
+	var load scheduler.Load
+	var last *raftstore.Task
+	var nanoCPUs, memoryBytes int64
+	for t := range state.TasksOn(nodeID) {
+		if !assigned(t) {
+			continue
+		}
+		if task.Ended(t.Status.State) {
+			if endedByItself(t) && t.Status.State != swarm.TaskStateComplete {
+				load.Fail(scheduler.Version{ServiceID: t.ServiceID, SpecVersion: t.SpecVersion}, t.Status.Timestamp)
+			}
+			continue
+		}
+		// Tasks of one version often stand in a row; most lookups are the last one again.
+		if last == nil || last.ServiceID != t.ServiceID || last.SpecVersion != t.SpecVersion {
+			nanoCPUs, memoryBytes = 0, 0
+			if v := state.Spec(t.ServiceID, t.SpecVersion); v != nil {
+				nanoCPUs, memoryBytes = spec.Reserved(v.TaskTemplate)
+			}
+			last = t
+		}
+		load.Add(t.ServiceID, nanoCPUs, memoryBytes, live(t))
+	}
+	return load
+}

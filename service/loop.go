@@ -1,0 +1,298 @@
+package service
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"slices"
+	"time"
+
+	"swarm/raftstore"
+	"swarm/service/spec"
+
+	"github.com/moby/moby/api/types/swarm"
+)
+
+// loop is the memory of one leader between passes. It is a cache of the state and of what is due; nothing is lost with it.
+type loop struct {
+	log     *slog.Logger
+	since   time.Time
+	state   *raftstore.State
+	cluster *cluster
+	// committed is the index of a state that has this loop's last commit.
+	committed uint64
+	// todo are the services to decide on, deadlines those to decide on later.
+	todo      map[string]struct{}
+	deadlines map[string]time.Time
+	// waiting are the services with a task that fits nowhere, global those that follow the set of nodes.
+	waiting map[string]struct{}
+	global  map[string]struct{}
+	// touched are the nodes whose load was changed by plans: it has to be read again.
+	touched map[string]struct{}
+	// versions are the known spec versions per service.
+	versions map[string][]uint64
+	// seenRunning is when tasks of a service under update were first seen to run.
+	seenRunning map[string]map[string]time.Time
+	newID       func() string
+}
+
+func newLoop(log *slog.Logger) *loop {
+	return &loop{
+		log: log, since: time.Now(), cluster: newCluster(), newID: raftstore.NewID,
+		todo: map[string]struct{}{}, deadlines: map[string]time.Time{}, waiting: map[string]struct{}{}, global: map[string]struct{}{},
+		touched: map[string]struct{}{}, versions: map[string][]uint64{}, seenRunning: map[string]map[string]time.Time{},
+	}
+}
+
+// notice turns what changed into services to decide on. Leader start is the case in which everything changed.
+func (l *loop) notice(state *raftstore.State, dirty raftstore.Dirty) {
+	l.state = state
+	if dirty.All {
+		l.noticeAll()
+		return
+	}
+	if dirty.Cluster {
+		for s := range state.Services.All() {
+			l.todo[s.ID] = struct{}{}
+		}
+	}
+	for id := range dirty.Services {
+		l.noticeService(id)
+	}
+	for id := range dirty.Nodes {
+		l.touched[id] = struct{}{}
+	}
+	for id := range l.touched {
+		l.noticeNode(id)
+	}
+	clear(l.touched)
+}
+
+func (l *loop) noticeAll() {
+	l.cluster = newCluster()
+	for n := range l.state.Nodes.All() {
+		l.cluster.refresh(l.state, n.ID)
+	}
+	clear(l.touched)
+	clear(l.versions)
+	for v := range l.state.Specs.All() {
+		l.versions[v.ServiceID] = append(l.versions[v.ServiceID], v.SpecVersion)
+	}
+	for s := range l.state.Services.All() {
+		l.noticeService(s.ID)
+	}
+}
+
+func (l *loop) noticeService(id string) {
+	service, ok := l.state.Services.Get(id)
+	if !ok {
+		l.forget(id)
+		return
+	}
+	l.todo[id] = struct{}{}
+	l.versions[id] = versionsOf(l.versions[id], service)
+	if v := l.state.Spec(id, service.SpecVersion); v != nil && spec.IsGlobal(*v) {
+		l.global[id] = struct{}{}
+	}
+}
+
+func (l *loop) forget(id string) {
+	delete(l.todo, id)
+	delete(l.deadlines, id)
+	delete(l.waiting, id)
+	delete(l.global, id)
+	delete(l.versions, id)
+	delete(l.seenRunning, id)
+}
+
+func (l *loop) noticeNode(id string) {
+	moved, room := l.cluster.refresh(l.state, id)
+	if moved {
+		for t := range l.state.TasksOn(id) {
+			l.todo[t.ServiceID] = struct{}{}
+		}
+		maps.Copy(l.todo, l.global)
+	}
+	if room {
+		maps.Copy(l.todo, l.waiting)
+	}
+}
+
+// work is the plan of one service as far as one commit takes it.
+type work struct {
+	service *raftstore.Service
+	name    string
+	steps   []step
+}
+
+// decide plans for the services that changed or are due, as much as one commit takes; the rest stays to do.
+func (l *loop) decide(now time.Time) []work {
+	for id, at := range l.deadlines {
+		if !now.Before(at) {
+			l.todo[id] = struct{}{}
+		}
+	}
+	var all []work
+	room := changesMax
+	for _, id := range slices.Sorted(maps.Keys(l.todo)) {
+		if room <= 0 {
+			break
+		}
+		delete(l.todo, id)
+		delete(l.deadlines, id)
+		s := l.scene(id, now)
+		if s == nil {
+			continue
+		}
+		p := decide(s)
+		whole := limit(&p, room)
+		touched, placed := place(s, &p, l.cluster.nodes)
+		if !whole || !placed {
+			l.todo[id] = struct{}{}
+		}
+		l.remember(id, &p, touched)
+		if len(p.steps) > 0 {
+			all = append(all, work{service: s.service, name: s.service.Name, steps: p.steps})
+			room -= countChanges(p.steps)
+		}
+	}
+	return all
+}
+
+// limit cuts a plan to what a commit takes and says whether it was left whole.
+func limit(p *plan, room int) bool {
+	for i := range p.steps {
+		room -= len(p.steps[i].changes)
+		if room <= 0 && i+1 < len(p.steps) {
+			p.steps = p.steps[:i+1]
+			return false
+		}
+	}
+	return true
+}
+
+func countChanges(steps []step) (n int) {
+	for _, s := range steps {
+		n += len(s.changes)
+	}
+	return n
+}
+
+// remember keeps when the service is due, whether it waits for room, and which nodes' loads its plan touched.
+func (l *loop) remember(id string, p *plan, touched []string) {
+	delete(l.waiting, id)
+	if p.waiting {
+		l.waiting[id] = struct{}{}
+	}
+	if !p.wake.IsZero() {
+		l.deadlines[id] = p.wake
+	}
+	for _, nodeID := range touched {
+		if nodeID != "" {
+			l.touched[nodeID] = struct{}{}
+		}
+	}
+}
+
+// nextDeadline is how long until a service is due; 0: none is.
+func (l *loop) nextDeadline(now time.Time) time.Duration {
+	var first time.Time
+	for _, at := range l.deadlines {
+		if first.IsZero() || at.Before(first) {
+			first = at
+		}
+	}
+	if first.IsZero() {
+		return 0
+	}
+	return max(first.Sub(now), time.Nanosecond)
+}
+
+// scene collects what a decision about a service looks at; nil when the service is gone.
+func (l *loop) scene(id string, now time.Time) *scene {
+	service, ok := l.state.Services.Get(id)
+	if !ok {
+		l.forget(id)
+		return nil
+	}
+	state := l.state
+	s := &scene{
+		now: now, since: l.since, service: service,
+		spec:     state.Spec(id, service.SpecVersion),
+		specAt:   func(version uint64) *swarm.ServiceSpec { return state.Spec(id, version) },
+		tasks:    slices.Collect(state.TasksOf(id)),
+		machine:  func(nodeID string) *machine { return l.cluster.machines[nodeID] },
+		machines: l.cluster.sorted,
+		history:  spec.TaskHistoryDefault,
+		versions: l.versions[id],
+		newID:    l.newID,
+	}
+	if c := state.Cluster(); c != nil {
+		s.history = spec.TaskHistory(c.Spec)
+	}
+	s.seenRunning = l.watchTrials(s)
+	return s
+}
+
+// watchTrials notes when the tasks of an update began to run. Agents' clocks may be wrong, so their time stamps count only
+// for tasks that this leader has not seen start, and only between its creation and now.
+func (l *loop) watchTrials(s *scene) map[string]time.Time {
+	if !inProgress(s.service.UpdateStatus) {
+		delete(l.seenRunning, s.service.ID)
+		return nil
+	}
+	seen := l.seenRunning[s.service.ID]
+	if seen == nil {
+		seen = map[string]time.Time{}
+		l.seenRunning[s.service.ID] = seen
+	}
+	for _, t := range s.tasks {
+		if _, known := seen[t.ID]; known || !running(t) || t.SpecVersion != s.service.SpecVersion {
+			continue
+		}
+		at := s.now
+		if t.CreatedAt.Before(s.since) && t.Status.Timestamp.Before(s.now) {
+			at = later(t.CreatedAt, t.Status.Timestamp)
+		}
+		seen[t.ID] = at
+	}
+	return seen
+}
+
+// commit writes plans in one commit. Steps that no longer make sense are left out, and their services decided on again.
+func (l *loop) commit(ctx context.Context, store *raftstore.Store, all []work) error {
+	var done []bool
+	err := store.Update(ctx, func(tx *raftstore.Tx) error {
+		// A leader that was replaced must not go on from what it saw before.
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		done = done[:0]
+		tx.Guard(guardName)
+		for _, w := range all {
+			for _, s := range w.steps {
+				done = append(done, s.apply(tx))
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		for _, w := range all {
+			l.todo[w.service.ID] = struct{}{}
+		}
+		return err
+	}
+	l.committed = store.Local().Index()
+	i := 0
+	for _, w := range all {
+		for _, s := range w.steps {
+			if done[i] {
+				s.log(l.log, w.name)
+			} else {
+				l.todo[w.service.ID] = struct{}{}
+			}
+			i++
+		}
+	}
+	return nil
+}
