@@ -1,0 +1,197 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"swarm/raftstore"
+	"swarm/rpc"
+	"swarm/secrets/pki"
+	"swarm/service/spec"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/swarm"
+)
+
+// services are the RPCs of this node's port. They are registered once and serve while this node is a
+// manager with a usable replica; otherwise they say so.
+type services struct {
+	rpc.UnimplementedCertificateAuthorityServer
+	rpc.UnimplementedRaftServer
+	rpc.UnimplementedDispatcherServer
+	m *membership
+}
+
+func (m *membership) registerServices(server *rpc.Server) {
+	s := &services{m: m}
+	server.RegisterService(&rpc.CertificateAuthority_ServiceDesc, s)
+	server.RegisterService(&rpc.Raft_ServiceDesc, s)
+	server.RegisterService(&rpc.Dispatcher_ServiceDesc, s)
+}
+
+// manager is this node's manager part, or the error for a caller who asked the wrong node.
+func (s *services) manager() (*manager, error) {
+	mg := s.m.manager.Load()
+	if mg == nil {
+		return nil, fmt.Errorf("%s is not a manager of the swarm: use the address of a manager: %w", s.m.currentRecord().AdvertiseAddr, errdefs.ErrFailedPrecondition)
+	}
+	if !mg.usable() {
+		return nil, fmt.Errorf("manager %s has no state yet, it is starting: try again in a moment: %w", s.m.currentRecord().AdvertiseAddr, errdefs.ErrUnavailable)
+	}
+	return mg, nil
+}
+
+// Session hands an agent to the dispatcher.
+func (s *services) Session(stream rpc.Dispatcher_SessionServer) error {
+	mg, err := s.manager()
+	if err != nil {
+		return err
+	}
+	return mg.dispatcher.Session(stream)
+}
+
+// RootCertificate answers anyone: it is public, and the caller checks it against its token.
+func (s *services) RootCertificate(context.Context, *rpc.RootCertificateRequest) (*rpc.RootCertificateResponse, error) {
+	mg, err := s.manager()
+	if err != nil {
+		return nil, err
+	}
+	return &rpc.RootCertificateResponse{RootPem: mg.store.Local().Cluster().RootPEM}, nil
+}
+
+// IssueCertificate admits a new node by its token, or renews the caller's certificate.
+func (s *services) IssueCertificate(ctx context.Context, r *rpc.IssueCertificateRequest) (*rpc.IssueCertificateResponse, error) {
+	mg, err := s.manager()
+	if err != nil {
+		return nil, err
+	}
+	var row raftstore.Node
+	if r.Token != "" {
+		row, err = mg.admit(ctx, r)
+	} else {
+		row, err = mg.renewal(ctx, rpc.PeerFrom(ctx))
+	}
+	if err != nil {
+		return nil, err
+	}
+	cluster := mg.store.Local().Cluster()
+	cert, err := pki.Sign(cluster.RootPEM, cluster.RootKeyPEM, r.CsrPem, row.ID, row.Role, cluster.ID, nodeCertificateLife(cluster.Spec))
+	if err != nil {
+		return nil, err
+	}
+	s.m.log.Info("certificate issued", "for", row.ID, "role", row.Role, "renewal", r.Token == "")
+	return &rpc.IssueCertificateResponse{
+		NodeId:         row.ID,
+		ClusterId:      cluster.ID,
+		Role:           string(row.Role),
+		CertificatePem: cert,
+		RootPem:        cluster.RootPEM,
+		Managers:       mg.members(),
+	}, nil
+}
+
+// admit makes the row of a new node whose token is one of the cluster's.
+func (mg *manager) admit(ctx context.Context, r *rpc.IssueCertificateRequest) (raftstore.Node, error) {
+	availability := swarm.NodeAvailability(r.Availability)
+	if availability == "" {
+		availability = swarm.NodeAvailabilityActive
+	}
+	var row raftstore.Node
+	id, now := raftstore.NewID(), time.Now()
+	err := mg.store.Update(ctx, func(tx *raftstore.Tx) error {
+		role, ok := pki.TokenRole(r.Token, tx.Cluster().JoinTokens)
+		if !ok {
+			return fmt.Errorf("A valid join token is necessary to join this cluster: this one was rotated or is not its own; \"swarm join-token worker\" on a manager prints the current one: %w", errdefs.ErrPermissionDenied)
+		}
+		row = newNode(id, role, availability, now)
+		if err := spec.ValidateNode(row.Spec); err != nil {
+			return err
+		}
+		tx.PutNode(row)
+		return nil
+	})
+	return row, err
+}
+
+// renewal decides the role of a member's next certificate. A node is a worker again only once raft's
+// configuration is without it: before that, its vote may still be needed.
+func (mg *manager) renewal(ctx context.Context, p rpc.Peer) (raftstore.Node, error) {
+	if p.Role == rpc.Anonymous {
+		return raftstore.Node{}, fmt.Errorf("A valid join token is necessary to join this cluster: %w", errdefs.ErrPermissionDenied)
+	}
+	var row raftstore.Node
+	err := mg.store.Update(ctx, func(tx *raftstore.Tx) error {
+		current, ok := tx.Nodes.Get(p.NodeID)
+		if !ok {
+			return fmt.Errorf("node %s was removed from the swarm: %w", p.NodeID, errdefs.ErrPermissionDenied)
+		}
+		row = *current
+		role := row.Spec.Role
+		if role == swarm.NodeRoleWorker && mg.isMember(row.ID) {
+			role = swarm.NodeRoleManager
+		}
+		if row.Role != role {
+			row.Role = role
+			tx.PutObservedNode(row)
+		}
+		return nil
+	})
+	return row, err
+}
+
+func (mg *manager) isMember(nodeID string) bool {
+	for _, member := range mg.store.Members() {
+		if member.NodeID == nodeID {
+			return true
+		}
+	}
+	return false
+}
+
+// members are the managers that a new node can turn to.
+func (mg *manager) members() []*rpc.Member {
+	var members []*rpc.Member
+	for _, member := range mg.store.Members() {
+		if member.Voter {
+			members = append(members, &rpc.Member{NodeId: member.NodeID, Role: string(rpc.Manager), Address: member.Address, Voter: true})
+		}
+	}
+	return members
+}
+
+// stepDown gives the manager role back and waits until raft's configuration is without this node.
+// The last manager has nobody to hand over to.
+func (mg *manager) stepDown(ctx context.Context) error {
+	if len(mg.members()) <= 1 {
+		return nil
+	}
+	err := mg.store.Update(ctx, func(tx *raftstore.Tx) error {
+		current, ok := tx.Nodes.Get(mg.nodeID)
+		if !ok || current.Spec.Role == swarm.NodeRoleWorker {
+			return nil
+		}
+		row := *current
+		row.Spec.Role = swarm.NodeRoleWorker
+		row.UpdatedAt = time.Now()
+		tx.PutNode(row)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	// Raft's configuration is no row, so nothing announces its change.
+	poll := time.NewTicker(stepDownPoll)
+	defer poll.Stop()
+	for mg.isMember(mg.nodeID) {
+		select {
+		case <-ctx.Done():
+			return errors.New("the other managers did not take this node out in time")
+		case <-poll.C:
+		}
+	}
+	return nil
+}
+
+const stepDownPoll = 50 * time.Millisecond

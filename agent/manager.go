@@ -1,0 +1,216 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+
+	"swarm/raftstore"
+	"swarm/rpc"
+	"swarm/secrets"
+	"swarm/service"
+	"swarm/service/dispatcher"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/swarm"
+	"golang.org/x/sync/errgroup"
+)
+
+// manager is what runs only while this node's certificate says manager.
+type manager struct {
+	nodeID     string
+	store      *raftstore.Store
+	dispatcher *dispatcher.Dispatcher
+}
+
+// usable says whether the replica holds a cluster: a new manager's is empty until the leader has reached it.
+func (mg *manager) usable() bool { return mg.store.Local().Cluster() != nil }
+
+// manage takes part in the replicated state until ctx ends or the certificate's role is another.
+func (m *membership) manage(ctx context.Context, server *rpc.Server) error {
+	rec := m.currentRecord()
+	sealer, err := secrets.OpenSealer(m.node.raftDir())
+	if err != nil {
+		return err
+	}
+	streams := newLease(server.Raft())
+	peers := newRaftPeers(m.dialer)
+	defer peers.Close()
+	store, err := raftstore.Open(raftstore.Config{
+		NodeID:    rec.NodeID,
+		Address:   rec.AdvertiseAddr,
+		Dir:       m.node.raftDir(),
+		Sealer:    sealer,
+		Peers:     peers,
+		Listener:  streams,
+		Dial:      m.dialer.Raft,
+		Bootstrap: m.founding != nil,
+		Log:       m.node.rootLog.With("component", "raftstore"),
+	})
+	if err != nil {
+		return err
+	}
+	if c := store.Local().Cluster(); c != nil && c.ID != rec.ClusterID {
+		return fmt.Errorf("the raft state in %s belongs to cluster %s, this node to %s: restore the data directory from one backup, or leave and join again", m.node.raftDir(), c.ID, rec.ClusterID)
+	}
+	mg := &manager{nodeID: rec.NodeID, store: store}
+	mg.dispatcher = dispatcher.New(dispatcher.Config{
+		NodeID: rec.NodeID,
+		Store:  store,
+		Log:    m.node.rootLog.With("component", "dispatcher"),
+	})
+	m.manager.Store(mg)
+	defer m.manager.Store(nil)
+
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return store.Run(ctx) })
+	g.Go(func() error { return mg.dispatcher.Run(ctx) })
+	g.Go(func() error {
+		return store.WhileLeader(ctx, func(ctx context.Context) error { return mg.lead(ctx, m) })
+	})
+	if m.founding != nil {
+		g.Go(func() error {
+			if err := m.founding.found(ctx, store); err != nil {
+				return err
+			}
+			return writeRecord(m.node.recordPath(), m.currentRecord())
+		})
+	}
+	g.Go(func() error { return m.untilUsable(ctx, mg) })
+	g.Go(func() error { return m.untilRoleEnds(ctx, cancel) })
+	err = g.Wait()
+	if m.identity.Role() != swarm.NodeRoleManager {
+		return nil
+	}
+	return err
+}
+
+// lead runs the loops that only the leader may run.
+func (mg *manager) lead(ctx context.Context, m *membership) error {
+	m.log.Info("leadership won")
+	defer m.log.Info("leadership over")
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return service.Run(ctx, mg.store, m.node.rootLog.With("component", "service")) })
+	g.Go(func() error { return mg.dispatcher.RunLiveness(ctx) })
+	g.Go(func() error { return mg.store.RunMembership(ctx) })
+	return g.Wait()
+}
+
+// untilUsable announces that this replica holds the cluster.
+func (m *membership) untilUsable(ctx context.Context, mg *manager) error {
+	watch := mg.store.Watch()
+	defer watch.Close()
+	for !mg.usable() {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-watch.Changed():
+			watch.Take()
+		}
+	}
+	m.replicated.open()
+	return nil
+}
+
+// untilRoleEnds ends the manager's part once the renewed certificate says worker.
+func (m *membership) untilRoleEnds(ctx context.Context, end context.CancelFunc) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-m.roleChanged:
+			if m.identity.Role() != swarm.NodeRoleManager {
+				end()
+				return nil
+			}
+		}
+	}
+}
+
+// dropRaftState removes this node's copy of the replicated state and the key that sealed it.
+func (n *node) dropRaftState() error {
+	if err := os.RemoveAll(n.raftDir()); err != nil {
+		return fmt.Errorf("remove this node's copy of the cluster's state: %w", err)
+	}
+	return nil
+}
+
+// Authorize says why a peer with a valid certificate is refused: managers know from the state, workers from the roster.
+func (m *membership) Authorize(p rpc.Peer) error {
+	mg := m.manager.Load()
+	if mg == nil || !mg.usable() {
+		return m.roster.authorize(p)
+	}
+	row, ok := mg.store.Local().Nodes.Get(p.NodeID)
+	if !ok {
+		// This replica may lag behind the one that admitted the peer; the roster says no only to who was removed.
+		return m.roster.authorize(p)
+	}
+	if p.Role == rpc.Manager && row.Role != swarm.NodeRoleManager {
+		return fmt.Errorf("node %s is not a manager any more: %w", p.NodeID, errdefs.ErrPermissionDenied)
+	}
+	return nil
+}
+
+// leaveWarning says what leaving costs, in the words that scripts know.
+func leaveWarning(mg *manager) string {
+	text := "You are attempting to leave the swarm on a node that is participating as a manager. "
+	voters := 0
+	for _, member := range mg.store.Members() {
+		if member.Voter {
+			voters++
+		}
+	}
+	if voters <= 1 {
+		return text + "Removing the last manager erases all current state of the swarm. Use `--force` to ignore this message"
+	}
+	return text + fmt.Sprintf("Removing this node leaves %d managers out of %d. Demote it first (swarm node demote), or use `--force` to have it resign by itself", voters-1, voters)
+}
+
+// lease is a listener that can be closed without closing the one below it, so that each manager role of a membership gets its own.
+type lease struct {
+	net.Listener
+	conns  chan net.Conn
+	closed chan struct{}
+	once   sync.Once
+}
+
+func newLease(l net.Listener) *lease {
+	lease := &lease{Listener: l, conns: make(chan net.Conn), closed: make(chan struct{})}
+	go lease.pump()
+	return lease
+}
+
+func (l *lease) pump() {
+	for {
+		conn, err := l.Listener.Accept()
+		if err != nil {
+			l.Close()
+			return
+		}
+		select {
+		case l.conns <- conn:
+		case <-l.closed:
+			conn.Close()
+			return
+		}
+	}
+}
+
+func (l *lease) Accept() (net.Conn, error) {
+	select {
+	case conn := <-l.conns:
+		return conn, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *lease) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return nil
+}

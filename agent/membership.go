@@ -1,0 +1,354 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"swarm/api"
+	"swarm/gossip"
+	"swarm/rpc"
+	"swarm/secrets/pki"
+
+	"github.com/moby/moby/api/types/swarm"
+	"golang.org/x/sync/errgroup"
+)
+
+const (
+	// renewRetry is the pause after a certificate renewal that no manager granted.
+	renewRetry = time.Second
+	// roleCheck bounds how long a change of role can go unnoticed if its wake-up was lost.
+	roleCheck = 5 * time.Second
+)
+
+// membership is this node's life in one cluster: its port, its session with a manager, its gossip,
+// and, as long as its certificate says manager, its part in the replicated state.
+type membership struct {
+	node     *node
+	log      *slog.Logger
+	identity *pki.Identity
+	founding *founding // of a cluster that is being made
+	dialer   *rpc.Dialer
+	nodeAPI  http.RoundTripper
+	roster   *roster
+
+	manager atomic.Pointer[manager]
+	gossip  atomic.Pointer[gossip.Gossip]
+
+	roleChanged poke // the certificate has another role now
+	renewNow    poke // the cluster wants this node to have another role
+	rosterMoved poke // gossip has other seeds
+
+	assigned   *latch     // opens with the first assignments
+	replicated *latch     // opens when this manager's replica holds the cluster
+	ready      *latch     // opens when the node takes part for the first time
+	failed     chan error // why run ended before that
+
+	leaving context.Context
+	leave   context.CancelFunc
+	ended   chan struct{}
+	resigns chan chan struct{} // a farewell that the session shall say
+
+	mu        sync.Mutex // guards the fields below
+	record    record
+	order     *rpc.NodeOrder
+	gossipKey []byte
+}
+
+func newMembership(n *node, r record, identity *pki.Identity, f *founding) *membership {
+	dialer := &rpc.Dialer{Network: rpc.Kernel{}, Identity: identity}
+	leaving, leave := context.WithCancel(context.Background())
+	m := &membership{
+		node:        n,
+		log:         n.log.With("node", r.NodeID),
+		identity:    identity,
+		founding:    f,
+		dialer:      dialer,
+		nodeAPI:     dialer.NodeAPI(),
+		roster:      newRoster(),
+		roleChanged: newPoke(),
+		renewNow:    newPoke(),
+		rosterMoved: newPoke(),
+		assigned:    newLatch(),
+		replicated:  newLatch(),
+		ready:       newLatch(),
+		failed:      make(chan error, 1),
+		leaving:     leaving,
+		leave:       leave,
+		ended:       make(chan struct{}),
+		resigns:     make(chan chan struct{}),
+		record:      r,
+	}
+	return m
+}
+
+// run lives until ctx ends or something that the node cannot be without breaks.
+func (m *membership) run(ctx context.Context) error {
+	rec := m.currentRecord()
+	listener, err := m.node.keeper.Listen(ctx, "tcp", rec.ListenAddr, 0, 0)
+	if err != nil {
+		return fmt.Errorf("open the node port %s: %w", rec.ListenAddr, err)
+	}
+	server := rpc.NewServer(rpc.ServerConfig{
+		Listener:   listener,
+		Identity:   m.identity,
+		Authorizer: m,
+		NodeAPI:    m.nodeLocalAPI(),
+	})
+	m.registerServices(server)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return server.Run(ctx) })
+	g.Go(func() error { return m.runManagerRole(ctx, server) })
+	g.Go(func() error { return m.runSessions(ctx) })
+	g.Go(func() error { return m.runRenewals(ctx) })
+	g.Go(func() error { return m.runGossip(ctx) })
+	g.Go(func() error { return m.becomeReady(ctx) })
+	return g.Wait()
+}
+
+// becomeReady opens the way for init and join: a worker takes part with its first assignments, a
+// manager once its own replica serves as well.
+func (m *membership) becomeReady(ctx context.Context) error {
+	conditions := []*latch{m.assigned}
+	if m.identity.Role() == swarm.NodeRoleManager {
+		conditions = append(conditions, m.replicated)
+	}
+	for _, c := range conditions {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-c.done():
+		}
+	}
+	m.ready.open()
+	return nil
+}
+
+// nodeLocalAPI is what other nodes may ask of this one; rpc's role table has let the caller through.
+func (m *membership) nodeLocalAPI() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("/images/blobs/", m.node.images)
+	mux.Handle("/", m.node.api.NodeLocal())
+	return mux
+}
+
+// fail tells a waiting init or join that the membership could not start; later failures go to Status alone.
+func (m *membership) fail(err error) {
+	select {
+	case <-m.ready.done():
+	default:
+		select {
+		case m.failed <- err:
+		default:
+		}
+	}
+}
+
+func (m *membership) currentRecord() record {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.record
+}
+
+// status is the membership's part of GET /info.
+func (m *membership) status() api.Status {
+	rec := m.currentRecord()
+	host, _, _ := net.SplitHostPort(rec.AdvertiseAddr)
+	s := api.Status{
+		NodeID:    rec.NodeID,
+		ClusterID: rec.ClusterID,
+		Address:   host,
+		State:     swarm.LocalNodeStatePending,
+		Managers:  m.roster.managers(),
+	}
+	select {
+	case <-m.ready.done():
+		s.State = swarm.LocalNodeStateActive
+	default:
+	}
+	m.mu.Lock()
+	removed := m.order != nil && m.order.Removed
+	m.mu.Unlock()
+	if removed {
+		s.State = swarm.LocalNodeStateError
+		s.Error = "this node was removed from the swarm: run \"swarm leave --force\", then join again"
+	}
+	if mg := m.manager.Load(); mg != nil && mg.usable() {
+		s.Store = mg.store
+	}
+	if g := m.gossip.Load(); g != nil {
+		for _, member := range g.Members() {
+			s.Gossip = append(s.Gossip, api.GossipMember{NodeID: member.NodeID, Address: member.Address, State: member.State})
+		}
+	}
+	return s
+}
+
+// managerAddresses lists where a session may be had, the best first: this node's own replica, then the
+// managers of the roster in random order, so that agents spread, then those the record remembers.
+func (m *membership) managerAddresses() []string {
+	rec := m.currentRecord()
+	var addresses []string
+	if mg := m.manager.Load(); mg != nil && mg.usable() {
+		addresses = append(addresses, rec.AdvertiseAddr)
+	}
+	known := m.roster.managerAddresses()
+	rand.Shuffle(len(known), func(i, j int) { known[i], known[j] = known[j], known[i] })
+	for _, a := range append(known, rec.Managers...) {
+		if !slices.Contains(addresses, a) {
+			addresses = append(addresses, a)
+		}
+	}
+	return addresses
+}
+
+// rememberManagers keeps the managers' addresses for the next start, when the roster is not known yet.
+func (m *membership) rememberManagers() {
+	addresses := m.roster.managerAddresses()
+	slices.Sort(addresses)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(addresses) == 0 || slices.Equal(addresses, m.record.Managers) {
+		return
+	}
+	m.record.Managers = addresses
+	if err := writeRecord(m.node.recordPath(), m.record); err != nil {
+		m.log.Warn("managers not remembered for the next start", "err", err)
+	}
+}
+
+// runManagerRole takes part in the replicated state while the certificate says manager.
+func (m *membership) runManagerRole(ctx context.Context, server *rpc.Server) error {
+	for {
+		if m.identity.Role() == swarm.NodeRoleManager {
+			if err := m.manage(ctx, server); err != nil && ctx.Err() == nil {
+				return err
+			}
+			if ctx.Err() == nil {
+				// Demoted: a later promotion starts from what the managers have then.
+				if err := m.node.dropRaftState(); err != nil {
+					return err
+				}
+				m.log.Info("manager role ended")
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-m.roleChanged:
+		case <-time.After(roleCheck):
+		}
+	}
+}
+
+// runRenewals renews the certificate when half of its life or more is over, or at once when the cluster wants another role.
+func (m *membership) runRenewals(ctx context.Context) error {
+	for {
+		due := time.NewTimer(time.Until(m.identity.RenewAt()))
+		select {
+		case <-ctx.Done():
+			due.Stop()
+			return nil
+		case <-due.C:
+		case <-m.renewNow:
+			due.Stop()
+		}
+		for ctx.Err() == nil {
+			err := m.renew(ctx)
+			if err == nil {
+				break
+			}
+			m.log.Warn("certificate not renewed", "err", err, "retry", renewRetry)
+			select {
+			case <-ctx.Done():
+			case <-time.After(renewRetry):
+			}
+		}
+	}
+}
+
+// renew asks the known managers in turn for a certificate for a fresh key.
+func (m *membership) renew(ctx context.Context) error {
+	keyPEM, csrPEM, err := pki.NewKey()
+	if err != nil {
+		return err
+	}
+	var last error = fmt.Errorf("no manager is known")
+	for _, address := range m.managerAddresses() {
+		var answer *rpc.IssueCertificateResponse
+		answer, last = m.requestRenewal(ctx, address, csrPEM)
+		if last != nil {
+			continue
+		}
+		before := m.identity.Role()
+		if err := m.identity.Replace(m.identity.RootPEM(), answer.CertificatePem, keyPEM); err != nil {
+			return err
+		}
+		m.log.Info("certificate renewed", "role", m.identity.Role(), "before", before)
+		m.roleChanged.send()
+		return nil
+	}
+	return last
+}
+
+func (m *membership) requestRenewal(ctx context.Context, address string, csrPEM []byte) (*rpc.IssueCertificateResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, joinWaitMax)
+	defer cancel()
+	conn, err := m.dialer.GRPC(address)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	return rpc.NewCertificateAuthorityClient(conn).IssueCertificate(ctx, &rpc.IssueCertificateRequest{CsrPem: csrPEM})
+}
+
+// runGossip runs as soon as a manager handed out the key.
+func (m *membership) runGossip(ctx context.Context) error {
+	var key []byte
+	for key == nil {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-m.rosterMoved:
+		}
+		m.mu.Lock()
+		key = m.gossipKey
+		m.mu.Unlock()
+	}
+	rec := m.currentRecord()
+	bind, _, _ := net.SplitHostPort(rec.ListenAddr)
+	advertise, _, _ := net.SplitHostPort(rec.AdvertiseAddr)
+	g, err := gossip.New(gossip.Config{
+		NodeID:        rec.NodeID,
+		BindAddr:      bind,
+		AdvertiseAddr: advertise,
+		Port:          m.node.cfg.GossipPort,
+		Key:           key,
+		Log:           m.node.rootLog.With("component", "gossip"),
+	})
+	if err != nil {
+		return fmt.Errorf("open the gossip port %d: %w", m.node.cfg.GossipPort, err)
+	}
+	m.gossip.Store(g)
+	defer m.gossip.Store(nil)
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return g.Run(ctx) })
+	group.Go(func() error {
+		for {
+			g.SetSeeds(m.roster.gossipSeeds(rec.NodeID, m.node.cfg.GossipPort))
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-m.rosterMoved:
+			}
+		}
+	})
+	return group.Wait()
+}

@@ -1,0 +1,81 @@
+package agent
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// recordVersion is the format of the record and, by it, of the whole data directory.
+const recordVersion = 1
+
+// record is what a node remembers of its cluster across restarts, beside its certificate.
+type record struct {
+	FormatVersion int
+	ClusterID     string
+	NodeID        string
+	ListenAddr    string // host:port
+	AdvertiseAddr string // host:port
+	// Managers are host:port of managers that were last known.
+	Managers []string
+}
+
+func (n *node) recordPath() string      { return filepath.Join(n.cfg.DataDir, "node.json") }
+func (n *node) certificatesDir() string { return filepath.Join(n.cfg.DataDir, "certificates") }
+func (n *node) raftDir() string         { return filepath.Join(n.cfg.DataDir, "raft") }
+
+// readRecord returns nil when the node is in no cluster.
+func readRecord(path string) (*record, error) {
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the node's record: %w", err)
+	}
+	var r record
+	if err := json.Unmarshal(data, &r); err != nil {
+		return nil, fmt.Errorf("the node's record %s is damaged (%w): restore it from a backup, or remove the data directory and join again", path, err)
+	}
+	if r.FormatVersion > recordVersion {
+		return nil, fmt.Errorf("the data directory %s was written by a newer swarm (format %d, this program knows %d): start that version again", filepath.Dir(path), r.FormatVersion, recordVersion)
+	}
+	return &r, nil
+}
+
+// writeRecord replaces the record so that a crash leaves the old or the new one.
+func writeRecord(path string, r record) error {
+	r.FormatVersion = recordVersion
+	data, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := replaceFile(path, append(data, '\n')); err != nil {
+		return fmt.Errorf("write the node's record: %w", err)
+	}
+	return nil
+}
+
+func replaceFile(path string, data []byte) error {
+	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return dir.Sync()
+}

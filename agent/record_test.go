@@ -1,0 +1,44 @@
+package agent
+
+import (
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+)
+
+func TestRecordSurvivesRestart(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "node.json")
+	if r, err := readRecord(path); r != nil || err != nil {
+		t.Fatalf("without a file: %v, %v, want no record", r, err)
+	}
+	want := record{ClusterID: "c", NodeID: "n", ListenAddr: "0.0.0.0:2377", AdvertiseAddr: "192.0.2.1:2377", Managers: []string{"192.0.2.2:2377"}}
+	if err := writeRecord(path, want); err != nil {
+		t.Fatal(err)
+	}
+	got, err := readRecord(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want.FormatVersion = recordVersion
+	if !reflect.DeepEqual(*got, want) {
+		t.Errorf("got %+v, want %+v", *got, want)
+	}
+}
+
+func TestUnreadableRecordsAreNamed(t *testing.T) {
+	for content, want := range map[string]string{
+		`{"ClusterID":`:         "is damaged",
+		`{"FormatVersion": 99}`: "written by a newer swarm (format 99",
+	} {
+		path := filepath.Join(t.TempDir(), "node.json")
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := readRecord(path)
+		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), filepath.Dir(path)) {
+			t.Errorf("%s: got %v, want a text with %q and the place", content, err, want)
+		}
+	}
+}

@@ -1,0 +1,119 @@
+package agent
+
+import (
+	"fmt"
+	"maps"
+	"net"
+	"slices"
+	"strconv"
+	"sync"
+
+	"swarm/rpc"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/swarm"
+)
+
+const (
+	// removedMax bounds the memory of removed nodes; the oldest are forgotten first, their certificates expire.
+	removedMax = 4096
+	// seedsMax is how many members gossip tries to join through: a few suffice to find all.
+	seedsMax = 16
+)
+
+// roster is who belongs to the cluster, as the managers tell every agent.
+type roster struct {
+	mu      sync.Mutex // guards the fields below
+	members map[string]*rpc.Member
+	removed map[string]struct{}
+	order   []string // of removed, oldest first
+}
+
+func newRoster() *roster {
+	return &roster{members: map[string]*rpc.Member{}, removed: map[string]struct{}{}}
+}
+
+// apply takes a full roster or a change of it.
+func (r *roster) apply(update *rpc.Roster) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if update.Full {
+		clear(r.members)
+	}
+	for _, m := range update.Members {
+		r.members[m.NodeId] = m
+		delete(r.removed, m.NodeId)
+	}
+	for _, id := range update.RemovedNodeIds {
+		delete(r.members, id)
+		if _, known := r.removed[id]; known {
+			continue
+		}
+		r.removed[id] = struct{}{}
+		r.order = append(r.order, id)
+		if len(r.order) > removedMax {
+			delete(r.removed, r.order[0])
+			r.order = r.order[1:]
+		}
+	}
+}
+
+// authorize says why a peer with a valid certificate is refused: it was removed, or is not what its certificate says any more.
+// A worker that this roster does not know yet may just have joined; a manager that it does not know is refused.
+func (r *roster) authorize(p rpc.Peer) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, gone := r.removed[p.NodeID]; gone {
+		return fmt.Errorf("node %s was removed from the swarm: %w", p.NodeID, errdefs.ErrPermissionDenied)
+	}
+	if p.Role != rpc.Manager || len(r.members) == 0 {
+		return nil
+	}
+	if m := r.members[p.NodeID]; m == nil || m.Role != string(rpc.Manager) {
+		return fmt.Errorf("node %s is not a manager of the swarm: %w", p.NodeID, errdefs.ErrPermissionDenied)
+	}
+	return nil
+}
+
+// managers are the members that serve sessions and API calls, as GET /info lists them.
+func (r *roster) managers() []swarm.Peer {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var peers []swarm.Peer
+	for _, id := range slices.Sorted(maps.Keys(r.members)) {
+		if m := r.members[id]; m.Voter && m.Address != "" {
+			peers = append(peers, swarm.Peer{NodeID: id, Addr: m.Address})
+		}
+	}
+	return peers
+}
+
+func (r *roster) managerAddresses() []string {
+	var addresses []string
+	for _, p := range r.managers() {
+		addresses = append(addresses, p.Addr)
+	}
+	return addresses
+}
+
+// gossipSeeds are other members' gossip addresses, managers first.
+func (r *roster) gossipSeeds(self string, port int) []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var managers, workers []string
+	for _, id := range slices.Sorted(maps.Keys(r.members)) {
+		m := r.members[id]
+		host, _, err := net.SplitHostPort(m.Address)
+		if err != nil || id == self {
+			continue
+		}
+		seed := net.JoinHostPort(host, strconv.Itoa(port))
+		if m.Voter {
+			managers = append(managers, seed)
+		} else {
+			workers = append(workers, seed)
+		}
+	}
+	seeds := append(managers, workers...)
+	return seeds[:min(len(seeds), seedsMax)]
+}

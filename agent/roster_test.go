@@ -1,0 +1,59 @@
+package agent
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"swarm/rpc"
+)
+
+func TestRosterDecidesWhoIsRefused(t *testing.T) {
+	r := newRoster()
+	member := func(id, role string) *rpc.Member {
+		return &rpc.Member{NodeId: id, Role: role, Address: id + ":2377", Voter: role == "manager"}
+	}
+	r.apply(&rpc.Roster{Full: true, Members: []*rpc.Member{member("m1", "manager"), member("m2", "manager"), member("w1", "worker")}})
+	r.apply(&rpc.Roster{Members: []*rpc.Member{member("m2", "worker")}, RemovedNodeIds: []string{"w1"}})
+	var got strings.Builder
+	for _, p := range []rpc.Peer{
+		{NodeID: "m1", Role: rpc.Manager},
+		{NodeID: "m2", Role: rpc.Manager},
+		{NodeID: "m2", Role: rpc.Worker},
+		{NodeID: "w1", Role: rpc.Worker},
+		{NodeID: "new", Role: rpc.Worker},
+		{NodeID: "new", Role: rpc.Manager},
+	} {
+		verdict := "admitted"
+		if err := r.authorize(p); err != nil {
+			verdict = err.Error()
+		}
+		fmt.Fprintf(&got, "%s as %s: %s\n", p.NodeID, p.Role, verdict)
+	}
+	want := `m1 as manager: admitted
+m2 as manager: node m2 is not a manager of the swarm: permission denied
+m2 as worker: admitted
+w1 as worker: node w1 was removed from the swarm: permission denied
+new as worker: admitted
+new as manager: node new is not a manager of the swarm: permission denied
+`
+	if got.String() != want {
+		t.Errorf("got\n%swant\n%s", got.String(), want)
+	}
+	if peers := r.managers(); len(peers) != 1 || peers[0].NodeID != "m1" {
+		t.Errorf("managers are %v, want m1 alone", peers)
+	}
+}
+
+func TestRemovedNodesAreForgottenOldestFirst(t *testing.T) {
+	r := newRoster()
+	for i := range removedMax + 1 {
+		r.apply(&rpc.Roster{RemovedNodeIds: []string{fmt.Sprint("n", i)}})
+	}
+	if err := r.authorize(rpc.Peer{NodeID: "n0", Role: rpc.Worker}); err != nil {
+		t.Errorf("the oldest removal is still held: %v", err)
+	}
+	if err := r.authorize(rpc.Peer{NodeID: fmt.Sprint("n", removedMax), Role: rpc.Worker}); err == nil {
+		t.Error("the newest removal was forgotten")
+	}
+}

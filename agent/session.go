@@ -1,0 +1,265 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"time"
+
+	"swarm/rpc"
+
+	"github.com/containerd/errdefs"
+)
+
+const (
+	// formatVersion is that of the messages of node.proto.
+	formatVersion = 1
+	// sessionRetryMin and sessionRetryMax bound the pause between two rounds over all managers.
+	sessionRetryMin = 100 * time.Millisecond
+	sessionRetryMax = 2 * time.Second
+	// welcomeMax is how long a manager may take to answer a hello.
+	welcomeMax = 5 * time.Second
+)
+
+// runSessions keeps one session with some manager until ctx ends.
+func (m *membership) runSessions(ctx context.Context) error {
+	retry := sessionRetryMin
+	for ctx.Err() == nil {
+		for _, address := range m.managerAddresses() {
+			welcomed, err := m.session(ctx, address)
+			if ctx.Err() != nil {
+				return nil
+			}
+			m.log.Warn("session ended", "manager", address, "err", err)
+			if welcomed {
+				retry = sessionRetryMin
+				break // the roster of that session is the best list there is
+			}
+		}
+		pause := time.NewTimer(retry/2 + rand.N(retry))
+		select {
+		case <-ctx.Done():
+		case <-pause.C:
+		}
+		pause.Stop()
+		retry = min(2*retry, sessionRetryMax)
+	}
+	return nil
+}
+
+// session is one stream with a manager: hello, then beats, statuses and held images up, orders down.
+type session struct {
+	m      *membership
+	stream rpc.Dispatcher_SessionClient
+	// unacknowledged are the statuses of the one message under way, nil when none is.
+	unacknowledged []*rpc.TaskStatus
+	sequence       uint64
+}
+
+func (m *membership) session(ctx context.Context, address string) (welcomed bool, err error) {
+	conn, err := m.dialer.GRPC(address)
+	if err != nil {
+		return false, err
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	greeting := time.AfterFunc(welcomeMax, cancel)
+	// The stream outlives ctx by the farewell, so it has a context of its own.
+	streamCtx, endStream := context.WithCancel(context.WithoutCancel(ctx))
+	defer endStream()
+	stopGreeting := context.AfterFunc(ctx, func() {
+		if !welcomed {
+			endStream()
+		}
+	})
+	stream, err := rpc.NewDispatcherClient(conn).Session(streamCtx)
+	if err != nil {
+		return false, err
+	}
+	s := &session{m: m, stream: stream}
+	welcome, err := s.greet()
+	if err != nil {
+		return false, err
+	}
+	greeting.Stop()
+	stopGreeting()
+	if ctx.Err() != nil {
+		return false, ctx.Err()
+	}
+	m.log.Info("session begun", "manager", address)
+	m.mu.Lock()
+	m.gossipKey = welcome.GossipKey
+	m.mu.Unlock()
+	m.rosterMoved.send()
+	m.node.worker.Resend()
+	return true, s.serve(ctx, time.Duration(welcome.BeatNs))
+}
+
+func (s *session) greet() (*rpc.Welcome, error) {
+	description, err := json.Marshal(s.m.node.description)
+	if err != nil {
+		return nil, err
+	}
+	hello := &rpc.Hello{
+		FormatVersion:   formatVersion,
+		DescriptionJson: description,
+		Address:         s.m.currentRecord().AdvertiseAddr,
+	}
+	if err := s.stream.Send(&rpc.AgentMessage{Kind: &rpc.AgentMessage_Hello{Hello: hello}}); err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	first, err := s.stream.Recv()
+	if err != nil {
+		return nil, err
+	}
+	if order := first.GetOrder(); order != nil && order.Removed {
+		s.m.obey(order)
+		return nil, fmt.Errorf("this node was removed from the swarm: %w", errdefs.ErrPermissionDenied)
+	}
+	welcome := first.GetWelcome()
+	if welcome == nil || welcome.BeatNs <= 0 {
+		return nil, fmt.Errorf("the manager's first message is no welcome: %w", errdefs.ErrInternal)
+	}
+	return welcome, nil
+}
+
+// serve is the session after its greeting. Only this goroutine sends.
+func (s *session) serve(ctx context.Context, beat time.Duration) error {
+	received := make(chan *rpc.ManagerMessage)
+	broken := make(chan error, 1)
+	done := make(chan struct{})
+	defer close(done)
+	go func() {
+		for {
+			message, err := s.stream.Recv()
+			if err != nil {
+				broken <- err
+				return
+			}
+			select {
+			case received <- message:
+			case <-done:
+				return
+			}
+		}
+	}()
+	beats := time.NewTicker(beat)
+	defer beats.Stop()
+	if err := s.sendHeldImages(ctx); err != nil {
+		return err
+	}
+	for {
+		if err := s.sendStatuses(); err != nil {
+			return err
+		}
+		var err error
+		select {
+		case <-ctx.Done():
+			return s.sayGoodbye("restart")
+		case answered := <-s.m.resigns:
+			err = s.sayGoodbye("leave")
+			close(answered)
+		case <-beats.C:
+			err = s.stream.Send(&rpc.AgentMessage{Kind: &rpc.AgentMessage_Beat{Beat: &rpc.Beat{}}})
+		case <-s.m.node.images.Changed():
+			err = s.sendHeldImages(ctx)
+		case <-s.statusesDue():
+		case message := <-received:
+			s.take(message)
+		case err = <-broken:
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// statusesDue is nil, and so never ready, while a status message is unacknowledged: meanwhile newer statuses replace older ones.
+func (s *session) statusesDue() <-chan struct{} {
+	if s.unacknowledged != nil {
+		return nil
+	}
+	return s.m.node.worker.Changed()
+}
+
+func (s *session) sendStatuses() error {
+	if s.unacknowledged != nil {
+		return nil
+	}
+	statuses := s.m.node.worker.Statuses()
+	if len(statuses) == 0 {
+		return nil
+	}
+	s.sequence++
+	s.unacknowledged = statuses
+	message := &rpc.TaskStatuses{Sequence: s.sequence, Statuses: statuses}
+	return s.stream.Send(&rpc.AgentMessage{Kind: &rpc.AgentMessage_Statuses{Statuses: message}})
+}
+
+func (s *session) sendHeldImages(ctx context.Context) error {
+	held, err := s.m.node.images.Held(ctx)
+	if err != nil {
+		s.m.log.Warn("held images not reported", "err", err)
+		return nil
+	}
+	return s.stream.Send(&rpc.AgentMessage{Kind: &rpc.AgentMessage_Images{Images: &rpc.HeldImages{Images: held}}})
+}
+
+func (s *session) sayGoodbye(reason string) error {
+	err := s.stream.Send(&rpc.AgentMessage{Kind: &rpc.AgentMessage_Goodbye{Goodbye: &rpc.Goodbye{Reason: reason}}})
+	return errors.Join(err, s.stream.CloseSend())
+}
+
+func (s *session) take(message *rpc.ManagerMessage) {
+	switch {
+	case message.GetAssignments() != nil:
+		s.m.node.worker.Apply(message.GetAssignments())
+		s.m.assigned.open()
+	case message.GetAck() != nil:
+		if message.GetAck().Sequence == s.sequence {
+			s.m.node.worker.Acknowledge(s.unacknowledged)
+			s.unacknowledged = nil
+		}
+	case message.GetRoster() != nil:
+		s.m.roster.apply(message.GetRoster())
+		s.m.rememberManagers()
+		s.m.rosterMoved.send()
+	case message.GetOrder() != nil:
+		s.m.obey(message.GetOrder())
+	}
+}
+
+// obey does what the cluster wants of the node itself.
+func (m *membership) obey(order *rpc.NodeOrder) {
+	m.mu.Lock()
+	m.order = order
+	m.mu.Unlock()
+	if order.Removed {
+		m.log.Warn("this node was removed from the swarm", "next", "swarm leave --force, then swarm join")
+		m.node.worker.Apply(&rpc.Assignments{Full: true})
+		return
+	}
+	if order.Role != "" && order.Role != string(m.identity.Role()) {
+		m.renewNow.send()
+	}
+}
+
+// resign hands the manager role over, if others can take it, and says good-bye, as far as ctx allows.
+func (m *membership) resign(ctx context.Context) {
+	if mg := m.manager.Load(); mg != nil {
+		if err := mg.stepDown(ctx); err != nil {
+			m.log.Warn("left without handing over the manager role", "err", err)
+		}
+	}
+	answered := make(chan struct{})
+	select {
+	case m.resigns <- answered:
+		<-answered
+	case <-ctx.Done():
+	case <-m.ended:
+	}
+}
