@@ -80,6 +80,7 @@ test: deps build check unit root-tests scenarios ## all of the above, what conti
 
 bench: deps build ## the figures, each with its target and a verdict
 	@[ "$$(id -u)" = 0 ] || { echo "bench needs root"; exit 1; }
+	@go test -c -o bin/bare.test ./agent/containerd
 	@go run ./scenarios/bench
 
 demo: deps build ## a three-node cluster in network namespaces does the main job, and stays up

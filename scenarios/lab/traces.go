@@ -206,3 +206,18 @@ func commandLine(pid int) string {
 	content, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	return strings.ReplaceAll(strings.TrimRight(string(content), "\x00"), "\x00", " ")
 }
+
+// Process is one process of a node.
+type Process struct {
+	PID     int
+	Command string // its command line
+}
+
+// Processes of the node: the agent, what it started, and the containers.
+func (n *Node) Processes() []Process {
+	var found []Process
+	for _, pid := range processes(n.lab.cfg.Name, n.Name) {
+		found = append(found, Process{PID: pid, Command: commandLine(pid)})
+	}
+	return found
+}

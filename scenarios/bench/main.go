@@ -1,0 +1,216 @@
+// Command bench measures what the project promises in numbers, on the real binary in a lab, and judges each against its target.
+// make bench runs it; SIGINT removes the lab.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"swarm/scenarios"
+	"swarm/scenarios/lab"
+)
+
+const (
+	labName   = "bench"
+	patience  = 90 * time.Second
+	lookEvery = 5 * time.Millisecond // resolution of a measured moment
+)
+
+func main() {
+	bin := flag.String("bin", "bin", "folder of swarm, containerd, hello.tar and bare.test")
+	rounds := flag.Int("rounds", 7, "repetitions of what is quick; at least 5")
+	only := flag.String("only", "", "parts to run, separated by commas: create, sixty, leader, power, size")
+	flag.Parse()
+	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer cancel()
+	if err := run(ctx, *bin, *rounds, *only); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+// figure is one line of the table.
+type figure struct {
+	name, measured, target string
+	met                    bool
+}
+
+type bench struct {
+	*scenarios.World
+	bin     string
+	rounds  int
+	figures []figure
+}
+
+func run(ctx context.Context, bin string, rounds int, only string) error {
+	bin, err := filepath.Abs(bin)
+	if err != nil {
+		return err
+	}
+	wanted := strings.Split(only, ",")
+	for _, part := range []struct {
+		name              string
+		managers, workers int
+		measure           func(*bench, context.Context) error
+	}{
+		{"create", 1, 2, (*bench).create},
+		{"sixty", 1, 2, (*bench).sixty},
+		{"leader", 3, 0, (*bench).leader},
+		{"power", 1, 2, (*bench).power},
+		{"size", 1, 1, (*bench).size},
+	} {
+		if only != "" && !slices.Contains(wanted, part.name) {
+			continue
+		}
+		b := &bench{bin: bin, rounds: max(5, rounds)}
+		if err := b.inLab(ctx, part.managers, part.workers, part.measure); err != nil {
+			return fmt.Errorf("%s: %w", part.name, err)
+		}
+		b.print()
+	}
+	return nil
+}
+
+// inLab gives each part a cluster of its own, so that none inherits another's load.
+func (b *bench) inLab(ctx context.Context, managers, workers int, measure func(*bench, context.Context) error) error {
+	l, err := lab.Open(lab.Config{Name: labName, Program: filepath.Join(b.bin, "swarm")})
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	b.World = scenarios.NewWorld(l, filepath.Join(b.bin, "docker"))
+	err = b.Cluster(ctx, managers, workers)
+	if err == nil {
+		err = b.until(ctx, func(ctx context.Context) bool { return b.readyNodes(ctx) == managers+workers })
+	}
+	if err == nil {
+		err = b.load(ctx)
+	}
+	if err == nil {
+		err = measure(b, ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("%w\n%s", err, scenarios.Report(ctx, b.World))
+	}
+	return nil
+}
+
+// load the image on the first node and warm every node with one task of it.
+func (b *bench) load(ctx context.Context) error {
+	archive, err := os.Open(filepath.Join(b.bin, "hello.tar"))
+	if err != nil {
+		return err
+	}
+	defer archive.Close()
+	if out, err := b.Swarm(ctx, b.Lab.Nodes()[0], archive, "image", "load"); err != nil {
+		return fmt.Errorf("load the image: %w\n%s", err, out)
+	}
+	if err := b.swarm(ctx, "service", "create", "--detach", "--name", "warm", "--mode", "global", "hello", "sleep"); err != nil {
+		return err
+	}
+	if err := b.untilRunning(ctx, "warm", len(b.Lab.Nodes())); err != nil {
+		return err
+	}
+	return b.removeService(ctx, "warm")
+}
+
+func (b *bench) swarm(ctx context.Context, args ...string) error {
+	seat, err := b.Seat(ctx)
+	if err != nil {
+		return err
+	}
+	if out, err := b.Swarm(ctx, seat, nil, args...); err != nil {
+		return fmt.Errorf("swarm %s: %w\n%s", strings.Join(args, " "), err, out)
+	}
+	return nil
+}
+
+// removeService and wait until nothing of it is left on any node.
+func (b *bench) removeService(ctx context.Context, name string) error {
+	if err := b.swarm(ctx, "service", "rm", name); err != nil {
+		return err
+	}
+	return b.until(ctx, func(ctx context.Context) bool {
+		for _, n := range b.Awake() {
+			containers, err := b.Containers(ctx, n)
+			if err != nil || len(containers) > 0 {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+func (b *bench) readyNodes(ctx context.Context) int {
+	nodes, err := b.Nodes(ctx)
+	if err != nil {
+		return 0
+	}
+	ready := 0
+	for _, n := range nodes {
+		if n.Status.State == "ready" {
+			ready++
+		}
+	}
+	return ready
+}
+
+func (b *bench) untilRunning(ctx context.Context, service string, tasks int) error {
+	err := b.until(ctx, func(ctx context.Context) bool {
+		running, err := b.Running(ctx, service)
+		return err == nil && len(running) == tasks
+	})
+	if err != nil {
+		return fmt.Errorf("%d tasks of %s: %w", tasks, service, err)
+	}
+	return nil
+}
+
+func (b *bench) until(ctx context.Context, holds func(context.Context) bool) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for !holds(ctx) {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("not true within %s", patience)
+		case <-time.After(lookEvery):
+		}
+	}
+	return nil
+}
+
+func (b *bench) add(name string, met bool, target, measured string, args ...any) {
+	b.figures = append(b.figures, figure{name: name, measured: fmt.Sprintf(measured, args...), target: target, met: met})
+}
+
+func (b *bench) print() {
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	for _, f := range b.figures {
+		verdict := "met"
+		if !f.met {
+			verdict = "MISSED"
+		}
+		if f.target == "" {
+			verdict = ""
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", f.name, f.measured, f.target, verdict)
+	}
+	w.Flush()
+}
+
+// quantile of measured times, 0 < q ≤ 1: the smallest value that a share of q does not exceed.
+func quantile(times []time.Duration, q float64) time.Duration {
+	sorted := slices.Sorted(slices.Values(times))
+	at := int(float64(len(sorted))*q+0.999999) - 1
+	return sorted[max(0, min(at, len(sorted)-1))]
+}
+
+func median(times []time.Duration) time.Duration { return quantile(times, 0.5) }
