@@ -31,8 +31,13 @@ func place(s *scene, p *plan, nodes *scheduler.Nodes) (touched []string, whole b
 			if c.task != nil {
 				changed[c.task.ID] = true
 			}
-			if c.op == opCreate {
+			switch {
+			case c.op == opCreate:
 				want(c)
+			case c.op == opDesire && live(c.task) && !live(&raftstore.Task{DesiredState: c.desired}):
+				// A successor may go where its predecessor leaves.
+				nodes.Leave(c.task.NodeID, s.service.ID)
+				touched = append(touched, c.task.NodeID)
 			}
 		}
 	}

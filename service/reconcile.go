@@ -175,6 +175,7 @@ func cover(s *scene, p *plan, slots []*slot) (kept []*slot) {
 			at = &slot{nodeID: m.facts.ID}
 		}
 		if len(at.live) == 0 && !finished(s, at) {
+			at.busy = true
 			p.add("node has none", succeed(s, at))
 		}
 	}
@@ -187,14 +188,7 @@ func finished(s *scene, at *slot) bool {
 		return false
 	}
 	t := at.past[0]
-	if t.DesiredState != swarm.TaskStateShutdown || s.dirty(t) {
-		return false
-	}
-	switch t.Status.State {
-	case swarm.TaskStateComplete, swarm.TaskStateFailed, swarm.TaskStateRejected:
-		return t.Status.Err != errUnfit && !restarts(s, at, t, t.Status.Timestamp)
-	}
-	return false
+	return t.DesiredState == swarm.TaskStateShutdown && endedByItself(t) && !restarts(s, at, t, t.Status.Timestamp)
 }
 
 // leave ends a global service's task on a node that shall have none.

@@ -70,7 +70,7 @@ func paused(u *swarm.UpdateStatus) bool {
 	return u.State == swarm.UpdateStatePaused || u.State == swarm.UpdateStateRollbackPaused
 }
 
-// firstTrial returns nil for a slot that no update has touched: all of its tasks follow other versions, or all follow this one.
+// firstTrial returns nil for a slot that this update has not touched.
 func firstTrial(s *scene, at *slot) *raftstore.Task {
 	var first *raftstore.Task
 	older := false
@@ -81,10 +81,14 @@ func firstTrial(s *scene, at *slot) *raftstore.Task {
 			first = t
 		}
 	}
-	if !older {
-		return nil
+	if first == nil || older {
+		return first
 	}
-	return first
+	// A task that never got a node leaves no row behind when it is replaced.
+	if u := s.service.UpdateStatus; inProgress(u) && u.StartedAt != nil && !first.CreatedAt.Before(*u.StartedAt) {
+		return first
+	}
+	return nil
 }
 
 // advance starts the replacement of up to room slots, those first that do not run anyway.

@@ -86,6 +86,13 @@ func (ns *Nodes) Get(id string) *Node { return ns.byID[id] }
 // Remove forgets a node.
 func (ns *Nodes) Remove(id string) { delete(ns.byID, id) }
 
+// Leave counts one task of a service less on a node: it was told to stop, although it takes resources until it has.
+func (ns *Nodes) Leave(nodeID, serviceID string) {
+	if n := ns.byID[nodeID]; n != nil && n.Services[serviceID] > 0 {
+		n.Services[serviceID]--
+	}
+}
+
 // Change is what replacing a node meant.
 type Change struct {
 	// Facts: what the node is changed (its labels, role, size, readiness), so tasks may not belong there any more, or now may.
