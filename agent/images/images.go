@@ -4,16 +4,33 @@ package images
 
 import (
 	"context"
-	"io"
+	"fmt"
 	"log/slog"
 	"net/http"
+	"strconv"
+	"sync"
 
 	"swarm/agent/worker"
 	"swarm/rpc"
 
 	"github.com/containerd/containerd/v2/client"
-	"github.com/moby/moby/api/types/image"
-	"github.com/moby/moby/api/types/registry"
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
+)
+
+const (
+	// snapshotter is where images are unpacked; it is the one that containers use.
+	snapshotter = "overlayfs"
+	// manifestMax bounds an index, manifest or configuration, in bytes.
+	manifestMax = 8 << 20
+	// blobMax bounds one layer, in bytes.
+	blobMax = 64 << 30
+	// childrenMax bounds what one index or manifest may refer to.
+	childrenMax = 1024
+	// surveysCachedMax bounds the images whose blobs are remembered.
+	surveysCachedMax = 1024
 )
 
 // Config is what the image store needs.
@@ -27,35 +44,99 @@ type Config struct {
 }
 
 // Images implements worker.Images and api.Images.
-type Images struct{}
+type Images struct {
+	cfg      Config
+	log      *slog.Logger
+	client   *client.Client
+	platform platforms.MatchComparer
+	changed  chan struct{} // one pending signal at most
+	flights  flights
+
+	mu sync.Mutex
+	// surveys of complete images: while an image's record stands, its blobs do.
+	surveys map[digest.Digest]*survey
+	// unpacked are images whose layers are known to be ready for containers.
+	unpacked map[digest.Digest]bool
+}
 
 var _ worker.Images = (*Images)(nil)
 
-func New(cfg Config) *Images { panic("contract") }
+func New(cfg Config) *Images {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Images{
+		cfg:      cfg,
+		log:      cfg.Log.With("component", "images"),
+		client:   cfg.Client,
+		platform: platforms.Default(),
+		changed:  make(chan struct{}, 1),
+		flights:  flights{byKey: make(map[string]*flight)},
+		surveys:  make(map[digest.Digest]*survey),
+		unpacked: make(map[digest.Digest]bool),
+	}
+}
 
 // Held lists every complete image; Changed receives when the list may have changed.
-func (i *Images) Held(ctx context.Context) ([]*rpc.HeldImage, error) { panic("contract") }
-func (i *Images) Changed() <-chan struct{}                           { panic("contract") }
+func (i *Images) Held(ctx context.Context) ([]*rpc.HeldImage, error) {
+	records, err := i.records(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var held []*rpc.HeldImage
+	for _, record := range records {
+		s, err := i.survey(ctx, record.Target)
+		if err != nil || !s.complete {
+			continue // being fetched, or of another platform
+		}
+		image := &rpc.HeldImage{Name: record.Name, Digest: record.Target.Digest.String(), MediaType: record.Target.MediaType, SizeBytes: s.size}
+		for _, p := range s.platforms {
+			image.Platforms = append(image.Platforms, &rpc.Platform{Os: p.OS, Architecture: p.Architecture})
+		}
+		held = append(held, image)
+	}
+	return held, nil
+}
 
-// ServeHTTP serves GET and HEAD /images/blobs/{digest} to peers, with ranges; nothing but blobs of complete images is served.
-func (i *Images) ServeHTTP(w http.ResponseWriter, r *http.Request) { panic("contract") }
+// Changed receives when Held may have changed.
+func (i *Images) Changed() <-chan struct{} { return i.changed }
 
-func (i *Images) Ensure(ctx context.Context, ref string, holders []string, auth string) (string, error) {
-	panic("contract")
+func (i *Images) signal() {
+	select {
+	case i.changed <- struct{}{}:
+	default:
+	}
 }
-func (i *Images) Load(ctx context.Context, archive io.Reader, progress func(string)) error {
-	panic("contract")
+
+func (i *Images) store() content.Store { return i.client.ContentStore() }
+
+func (i *Images) records(ctx context.Context, filters ...string) ([]images.Image, error) {
+	records, err := i.client.ImageService().List(ctx, filters...)
+	if err != nil {
+		return nil, fmt.Errorf("list images: %w", err)
+	}
+	return records, nil
 }
-func (i *Images) List(ctx context.Context) ([]image.Summary, error) { panic("contract") }
-func (i *Images) Inspect(ctx context.Context, ref string) (image.InspectResponse, error) {
-	panic("contract")
+
+// byDigest are the names of an image.
+func (i *Images) byDigest(ctx context.Context, d digest.Digest) ([]images.Image, error) {
+	return i.records(ctx, "target.digest=="+strconv.Quote(d.String()))
 }
-func (i *Images) Remove(ctx context.Context, ref string, force bool) ([]image.DeleteResponse, error) {
-	panic("contract")
-}
-func (i *Images) Pull(ctx context.Context, ref string, holders []string, auth string, progress func(string)) error {
-	panic("contract")
-}
-func (i *Images) Distribution(ctx context.Context, ref, auth string) (registry.DistributionInspect, error) {
-	panic("contract")
+
+// unpack makes an image's layers ready for containers, once.
+func (i *Images) unpack(ctx context.Context, record images.Image) error {
+	i.mu.Lock()
+	done := i.unpacked[record.Target.Digest]
+	i.mu.Unlock()
+	if done {
+		return nil
+	}
+	image := client.NewImageWithPlatform(i.client, record, i.platform)
+	if err := image.Unpack(ctx, snapshotter); err != nil {
+		return fmt.Errorf("unpack image %s: %w", familiar(record.Name), err)
+	}
+	i.mu.Lock()
+	i.unpacked[record.Target.Digest] = true
+	i.mu.Unlock()
+	return nil
 }
