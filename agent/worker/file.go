@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/swarm"
 	bolt "go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 )
 
 // fileFormat is the format that this version writes, and the newest that it reads.
@@ -54,14 +55,24 @@ func buckets() (meta, tasks, specs []byte) { return []byte("meta"), []byte("task
 func openFile(path string) (f *file, s saved, err error) {
 	// bbolt panics, or faults within its memory map, when pages are not what they should be.
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	var handle *os.File
 	defer func() {
 		if p := recover(); p != nil {
+			// Closing alone would keep the lock as long as the file is mapped.
+			_ = unix.Flock(int(handle.Fd()), unix.LOCK_UN)
+			handle.Close()
 			f, s, err = nil, saved{}, damaged(path, fmt.Errorf("%v", p))
 		}
 	}()
 	// The list of free pages is kept in the file: to find them anew, bbolt walks the pages in a goroutine
 	// whose panic over a damaged one could not be caught.
-	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: lockTimeout, FreelistType: bolt.FreelistMapType})
+	db, err := bolt.Open(path, 0o600, &bolt.Options{
+		Timeout: lockTimeout, FreelistType: bolt.FreelistMapType,
+		OpenFile: func(path string, flag int, mode os.FileMode) (_ *os.File, err error) {
+			handle, err = os.OpenFile(path, flag, mode)
+			return handle, err
+		},
+	})
 	switch {
 	case errors.Is(err, bolt.ErrTimeout):
 		return nil, saved{}, fmt.Errorf("%s is in use: another agent runs with this data directory: %w", path, errdefs.ErrConflict)

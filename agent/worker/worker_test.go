@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -37,6 +38,8 @@ type lab struct {
 	removed []string // logs
 	worker  *Worker
 	kill    func()
+
+	mu      sync.Mutex
 	story   []string // statuses as the managers got them
 	offline bool
 }
@@ -92,15 +95,35 @@ func (l *lab) listen(ctx context.Context, w *Worker) error {
 		case <-ctx.Done():
 			return nil
 		}
-		if l.offline {
-			continue
-		}
-		statuses := w.Statuses()
-		for _, s := range statuses {
-			l.story = append(l.story, describe(s))
-		}
-		w.Acknowledge(statuses)
+		l.note(w)
 	}
+}
+
+func (l *lab) note(w *Worker) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.offline {
+		return
+	}
+	statuses := w.Statuses()
+	for _, s := range statuses {
+		l.story = append(l.story, describe(s))
+	}
+	w.Acknowledge(statuses)
+}
+
+func (l *lab) setOffline(offline bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.offline = offline
+}
+
+// forget drops the statuses so far.
+func (l *lab) forget() {
+	synctest.Wait()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.story = nil
 }
 
 func describe(s *rpc.TaskStatus) string {
@@ -137,6 +160,8 @@ func (l *lab) assign(full bool, tasks ...[3]string) {
 func (l *lab) want(want string) {
 	l.t.Helper()
 	synctest.Wait()
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	want = strings.TrimSpace(strings.ReplaceAll(want, "\t", ""))
 	if got := strings.Join(l.story, "\n"); got != want {
 		l.t.Errorf("statuses:\n%s\nwanted:\n%s", got, want)
@@ -155,6 +180,8 @@ func (l *lab) wantContainers(want string) {
 // last keeps only the newest status of each task: agents may skip those in between.
 func (l *lab) last() {
 	synctest.Wait()
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	newest := map[string]string{}
 	for _, s := range l.story {
 		id, _, _ := strings.Cut(s, " ")
@@ -254,7 +281,7 @@ func TestRestartedWorkerAdoptsWhatRuns(t *testing.T) {
 		before := l.runtime.String()
 		l.kill()
 		time.Sleep(time.Hour) // t3 ends meanwhile
-		l.story = nil
+		l.forget()
 		l.start()
 		time.Sleep(time.Minute)
 		l.last()
@@ -301,7 +328,7 @@ func TestContainersThatNobodyWantsAreRemoved(t *testing.T) {
 		l.start()
 		time.Sleep(time.Hour)
 		l.wantContainers(before) // nobody said that they are unwanted
-		l.story = nil
+		l.forget()
 		l.assign(true, [3]string{"t1", "sleep", "running"})
 		l.last()
 		l.want("t1 running started")
@@ -311,13 +338,14 @@ func TestContainersThatNobodyWantsAreRemoved(t *testing.T) {
 
 func TestCutOffWorkerKeepsItsTasksAndTellsLater(t *testing.T) {
 	inBubble(t, func(t *testing.T, l *lab) {
-		l.offline = true
+		l.setOffline(true)
 		l.assign(true, [3]string{"t1", "sleep", "running"}, [3]string{"t2", "exit 1", "running"})
 		time.Sleep(10 * time.Hour)
+		synctest.Wait()
 		if got := l.runtime.String(); !regexp.MustCompile(`^web.1.t1 running \d\nweb.2.t2 exited 1$`).MatchString(got) {
 			t.Errorf("containers:\n%s", got)
 		}
-		l.offline = false
+		l.setOffline(false)
 		l.worker.Resend()
 		l.last()
 		l.want(`t1 running started
@@ -327,7 +355,7 @@ func TestCutOffWorkerKeepsItsTasksAndTellsLater(t *testing.T) {
 
 func TestAcknowledgedStatusDoesNotHideANewerOne(t *testing.T) {
 	inBubble(t, func(t *testing.T, l *lab) {
-		l.offline = true
+		l.setOffline(true)
 		l.assign(true, [3]string{"t1", "exit 1", "running"})
 		synctest.Wait()
 		old := l.worker.Statuses()
@@ -352,7 +380,7 @@ func TestWorkerOutlivesItsRuntime(t *testing.T) {
 	inBubble(t, func(t *testing.T, l *lab) {
 		l.assign(true, [3]string{"t1", "sleep", "running"})
 		synctest.Wait()
-		l.story = nil
+		l.forget()
 		l.runtime.setDown(true)
 		l.assign(false, [3]string{"t1", "sleep", "shutdown"}, [3]string{"t2", "sleep", "running"})
 		time.Sleep(10 * time.Second)
@@ -377,7 +405,7 @@ func TestContainerRemovedFromOutsideFails(t *testing.T) {
 		if err := l.runtime.Remove(context.Background(), ContainerID("t1")); err != nil {
 			t.Fatal(err)
 		}
-		l.story = nil
+		l.forget()
 		l.start()
 		l.last()
 		l.want("t1 failed started: the container is gone: it was removed from outside, or the runtime lost it")
@@ -393,6 +421,7 @@ func TestPreparingIsBounded(t *testing.T) {
 		}
 		l.assign(true, tasks...)
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		if l.runtime.busyMax != preparingMax || len(l.runtime.containers) != 20 {
 			t.Errorf("%d at a time, %d containers", l.runtime.busyMax, len(l.runtime.containers))
 		}
@@ -420,6 +449,7 @@ func TestClearRemovesEverything(t *testing.T) {
 			t.Fatal(err)
 		}
 		l.wantContainers("")
+		synctest.Wait()
 		if len(l.removed) != 3 || len(l.worker.Tasks()) != 0 {
 			t.Errorf("removed logs %v", l.removed)
 		}
@@ -463,9 +493,7 @@ func TestDamagedFileIsNamed(t *testing.T) {
 			"empty":   func(b []byte) []byte { return make([]byte, len(b)) },
 			"garbage": func(b []byte) []byte { return []byte(strings.Repeat("garbage ", 5000)) },
 			"flipped": func(b []byte) []byte {
-				i := strings.LastIndex(string(b), "No such image")
-				b[i] ^= 1
-				return b
+				return []byte(strings.ReplaceAll(string(b), "No such image", "Mo such image"))
 			},
 			"pages": func(b []byte) []byte {
 				for i := 3 * 4096; i < len(b); i += 64 {
