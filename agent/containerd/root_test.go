@@ -45,7 +45,7 @@ func newBench(t *testing.T) *bench {
 	if os.Getenv("SWARM_ROOT_TESTS") == "" {
 		t.Skip("needs root, runc and bin/containerd: set SWARM_ROOT_TESTS=1")
 	}
-	dir, err := os.MkdirTemp("/tmp", "d")
+	dir, err := os.MkdirTemp("/tmp", "swctd")
 	check(t, err)
 	logs := &pipeLogs{dir: filepath.Join(dir, "logs"), text: make(map[string]*bytes.Buffer)}
 	check(t, os.Mkdir(logs.dir, 0o700))
