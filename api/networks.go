@@ -113,13 +113,15 @@ func (a *API) emptyList(w http.ResponseWriter, r *request) error {
 	return writeJSON(w, http.StatusOK, []struct{}{})
 }
 
-// emptyClusterList answers for kinds of objects that a cluster cannot have yet.
-func (a *API) emptyClusterList(w http.ResponseWriter, r *request) error {
-	if _, err := r.filters("id", "name", "names", "label"); err != nil {
-		return err
+// emptyClusterList answers for a kind of objects that a cluster cannot have yet; its filters are checked all the same.
+func (a *API) emptyClusterList(accepted ...string) handler {
+	return func(w http.ResponseWriter, r *request) error {
+		if _, err := r.filters(accepted...); err != nil {
+			return err
+		}
+		if _, err := a.view(w, r); err != nil {
+			return err
+		}
+		return a.emptyList(w, r)
 	}
-	if _, err := a.view(w, r); err != nil {
-		return err
-	}
-	return a.emptyList(w, r)
 }

@@ -142,7 +142,8 @@ func describeJSONError(err error) error {
 	case unknown:
 		return invalid("unknown field %s: API version %s has no such field; remove it or correct its spelling", field, apiNewest)
 	case errors.As(err, &kind) && kind.Field != "":
-		return invalid("invalid JSON: field %s cannot hold a %s", kind.Field, kind.Value)
+		// Clients know fields by their path in JSON, without the Go types that hold them.
+		return invalid("invalid JSON: field %s cannot hold a %s", strings.NewReplacer("ServiceSpec.", "", "Annotations.", "").Replace(kind.Field), kind.Value)
 	case errors.As(err, &syntax):
 		return invalid("invalid JSON at byte %d: %s", syntax.Offset, syntax)
 	}

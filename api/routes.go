@@ -74,9 +74,9 @@ func (a *API) routes() []route {
 
 		{"GET", "/volumes", a.volumeList, false},
 		{"POST", "/volumes/create", notYet("volumes cannot be created by themselves yet; a volume mount of a service makes its volume on the node of each task"), false},
-		{"GET", "/secrets", a.emptyClusterList, false},
+		{"GET", "/secrets", a.emptyClusterList("id", "name", "names", "label"), false},
 		{"POST", "/secrets/create", notYet("secrets are not supported yet"), false},
-		{"GET", "/configs", a.emptyClusterList, false},
+		{"GET", "/configs", a.emptyClusterList("id", "name", "label"), false},
 		{"POST", "/configs/create", notYet("configs are not supported yet"), false},
 		{"GET", "/plugins", a.emptyList, false},
 	}
