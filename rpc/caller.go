@@ -6,9 +6,10 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/containerd/errdefs"
 )
@@ -170,21 +171,44 @@ const remoteAlert = "remote error"
 type called struct {
 	*tls.Conn
 	caller *caller
-	heard  bool // only read by the one reader
+	heard  atomic.Bool // the other end has said something
 }
 
 func (c *called) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
-	if n > 0 && !c.heard {
-		c.heard = true
+	if n > 0 && !c.heard.Swap(true) {
 		_ = c.caller.note(nil)
 	}
-	if err == nil || err == io.EOF {
-		return n, err
-	}
-	if remote := (*net.OpError)(nil); errors.As(err, &remote) && remote.Op == remoteAlert {
-		err = c.caller.note(fmt.Errorf("node at %s refused this node's certificate; it is of another swarm, expired, or its clock differs: %w: %w",
-			c.caller.address, remote.Err, errdefs.ErrUnauthenticated))
+	if refusal := c.refusal(err); refusal != nil {
+		err = refusal
 	}
 	return n, err
+}
+
+// refusalWait is how long a refusal may be behind the end of the connection that it explains.
+const refusalWait = 100 * time.Millisecond
+
+// Write looks for the server's refusal when it finds the connection closed before anything was heard.
+func (c *called) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	if err == nil || c.heard.Load() {
+		return n, err
+	}
+	if c.SetReadDeadline(time.Now().Add(refusalWait)) == nil {
+		_, readErr := c.Conn.Read(make([]byte, 1))
+		if refusal := c.refusal(readErr); refusal != nil {
+			err = refusal
+		}
+	}
+	return n, err
+}
+
+// refusal puts an alert of the other side into words; nil when err is none.
+func (c *called) refusal(err error) error {
+	var remote *net.OpError
+	if !errors.As(err, &remote) || remote.Op != remoteAlert {
+		return nil
+	}
+	return c.caller.note(fmt.Errorf("node at %s refused this node's certificate; it is of another swarm, expired, or its clock differs: %w: %w",
+		c.caller.address, remote.Err, errdefs.ErrUnauthenticated))
 }

@@ -9,9 +9,11 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
+	"io"
 	"math/big"
 	"net"
 	"net/http"
+	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -26,6 +28,7 @@ type pipes struct {
 	mu        sync.Mutex
 	listening map[string]*pipeListener
 	dialed    int
+	frozen    atomic.Bool // all that is written is lost, as when the other machine is dead
 }
 
 func newPipes() *pipes { return &pipes{listening: map[string]*pipeListener{}} }
@@ -46,10 +49,10 @@ func (p *pipes) Dial(ctx context.Context, _, address string) (net.Conn, error) {
 	if l == nil {
 		return nil, syscall.ECONNREFUSED
 	}
-	here, there := net.Pipe()
+	up, down := newHalf(), newHalf()
 	select {
-	case l.incoming <- &pipeConn{Conn: there, local: l.address, remote: "10.0.0.9:40000"}:
-		return &pipeConn{Conn: here, local: "10.0.0.9:40000", remote: l.address}, nil
+	case l.incoming <- &pipeConn{network: p, in: up, out: down, local: l.address, remote: "10.0.0.9:40000"}:
+		return &pipeConn{network: p, in: down, out: up, local: "10.0.0.9:40000", remote: l.address}, nil
 	case <-l.closed:
 		return nil, syscall.ECONNREFUSED
 	case <-ctx.Done():
@@ -62,9 +65,98 @@ type pipeAddress string
 func (pipeAddress) Network() string  { return "tcp" }
 func (a pipeAddress) String() string { return string(a) }
 
+// pipeConn has a buffer, as sockets have: with none, two ends that write at once, such as a refusal
+// and the rest of a handshake, would wait for each other.
 type pipeConn struct {
-	net.Conn
+	network       *pipes
+	in, out       *half
 	local, remote pipeAddress
+}
+
+func (c *pipeConn) Write(b []byte) (int, error) {
+	if c.network.frozen.Load() {
+		return len(b), nil
+	}
+	return c.out.write(b)
+}
+
+func (c *pipeConn) Read(b []byte) (int, error) { return c.in.read(b) }
+
+func (c *pipeConn) Close() error {
+	c.in.end(net.ErrClosed)
+	if !c.network.frozen.Load() {
+		c.out.end(io.EOF)
+	}
+	return nil
+}
+
+func (c *pipeConn) SetReadDeadline(t time.Time) error  { c.in.until(t); return nil }
+func (c *pipeConn) SetWriteDeadline(t time.Time) error { return nil }
+func (c *pipeConn) SetDeadline(t time.Time) error      { return c.SetReadDeadline(t) }
+
+// half is one direction.
+type half struct {
+	mu       sync.Mutex
+	changed  *sync.Cond
+	data     []byte
+	ended    error
+	deadline time.Time
+}
+
+func newHalf() *half {
+	h := &half{}
+	h.changed = sync.NewCond(&h.mu)
+	return h
+}
+
+func (h *half) read(b []byte) (int, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for {
+		switch {
+		case h.ended == net.ErrClosed:
+			return 0, h.ended
+		case len(h.data) > 0:
+			n := copy(b, h.data)
+			h.data = h.data[n:]
+			return n, nil
+		case h.ended != nil:
+			return 0, h.ended
+		case !h.deadline.IsZero() && !time.Now().Before(h.deadline):
+			return 0, os.ErrDeadlineExceeded
+		}
+		h.changed.Wait()
+	}
+}
+
+func (h *half) write(b []byte) (int, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.ended != nil {
+		return 0, io.ErrClosedPipe
+	}
+	h.data = append(h.data, b...)
+	h.changed.Broadcast()
+	return len(b), nil
+}
+
+func (h *half) end(reason error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.ended != net.ErrClosed {
+		h.ended = reason
+	}
+	h.changed.Broadcast()
+}
+
+func (h *half) until(t time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.deadline = t
+	h.changed.Broadcast()
+	if !t.IsZero() {
+		time.AfterFunc(time.Until(t), h.changed.Broadcast)
+	}
 }
 
 func (c *pipeConn) LocalAddr() net.Addr  { return c.local }
