@@ -29,8 +29,6 @@ type API struct {
 	cfg    Config
 	log    *slog.Logger
 	events *eventHub
-	// requests and streams hold a token per request that is being answered.
-	requests, streams chan struct{}
 	// led is when a leader was last known, in unix nanoseconds.
 	led atomic.Int64
 	// containers remembers which task a container id belongs to.
@@ -44,19 +42,19 @@ func New(cfg Config) *API {
 		log = slog.New(slog.DiscardHandler)
 	}
 	a := &API{
-		cfg:      cfg,
-		log:      log.With("component", "api"),
-		events:   newEventHub(),
-		requests: make(chan struct{}, requestsMax),
-		streams:  make(chan struct{}, streamsMax),
+		cfg:    cfg,
+		log:    log.With("component", "api"),
+		events: newEventHub(),
 	}
 	a.led.Store(time.Now().UnixNano())
 	return a
 }
 
 // Handler is the whole API, for the unix socket.
-func (a *API) Handler() http.Handler { return a.router(a.routes()) }
+func (a *API) Handler() http.Handler { return a.router(a.routes(), requestsMax, streamsMax) }
 
 // NodeLocal is the part that other nodes may call over swarm-node: containers, their logs and images, all of this
 // node alone and read only. It never asks another node, so requests cannot go round in circles.
-func (a *API) NodeLocal() http.Handler { return a.router(a.nodeRoutes()) }
+func (a *API) NodeLocal() http.Handler {
+	return a.router(a.nodeRoutes(), nodeRequestsMax, nodeStreamsMax)
+}

@@ -17,9 +17,14 @@ const (
 	connectionsMax = 1024
 	requestsMax    = 256
 	streamsMax     = 128
+	// nodeRequestsMax and nodeStreamsMax bound the same for other nodes: one client that follows a service asks for each of its tasks.
+	nodeRequestsMax = 512
+	nodeStreamsMax  = 2048
 
-	// leaderWait is how long a read waits for a leader before it answers from this replica; a write fails at once after that much time without one.
+	// leaderWait is how long a read goes without a leader before it is answered from this replica; a write fails at once after that much time without one.
 	leaderWait = time.Second
+	// readWait bounds a read while a leader is known.
+	readWait = 10 * time.Second
 	// writeWait bounds a write from first proposal to commit.
 	writeWait = 15 * time.Second
 	// drainTime is what open requests get when the server stops.

@@ -21,23 +21,28 @@ type request struct {
 	*http.Request
 	vars map[string]string
 	// version is the API version that the client speaks.
-	version apiVersion
+	version    apiVersion
+	connection *http.ResponseController
 }
 
-// router answers requests by a route table.
-func (a *API) router(routes []route) http.Handler {
+// bounds hold a token per request that is being answered.
+type bounds struct{ requests, streams chan struct{} }
+
+// router answers requests by a route table, so many at a time.
+func (a *API) router(routes []route, requestsMax, streamsMax int) http.Handler {
 	m := compile(routes)
+	b := bounds{requests: make(chan struct{}, requestsMax), streams: make(chan struct{}, streamsMax)}
 	return http.HandlerFunc(func(w http.ResponseWriter, httpRequest *http.Request) {
 		tracked := &trackingWriter{ResponseWriter: w}
 		defer a.recoverPanic(tracked, httpRequest)
 		a.setIdentity(tracked.Header())
-		if err := a.answer(m, tracked, httpRequest); err != nil {
+		if err := a.answer(m, b, tracked, httpRequest); err != nil {
 			a.fail(tracked, httpRequest, err)
 		}
 	})
 }
 
-func (a *API) answer(m matcher, w http.ResponseWriter, httpRequest *http.Request) error {
+func (a *API) answer(m matcher, b bounds, w http.ResponseWriter, httpRequest *http.Request) error {
 	version, path, err := negotiate(httpRequest.URL.Path)
 	if err != nil {
 		return err
@@ -46,9 +51,9 @@ func (a *API) answer(m matcher, w http.ResponseWriter, httpRequest *http.Request
 	if found == nil {
 		return errdefs.ErrNotFound.WithMessage("page not found")
 	}
-	slots := a.requests
+	slots, answerBy := b.requests, time.Now().Add(answerTimeMax)
 	if found.stream {
-		slots = a.streams
+		slots, answerBy = b.streams, time.Time{}
 	}
 	select {
 	case slots <- struct{}{}:
@@ -56,12 +61,9 @@ func (a *API) answer(m matcher, w http.ResponseWriter, httpRequest *http.Request
 	default:
 		return errdefs.ErrUnavailable.WithMessage("this node is answering too many requests at once; try again in a moment")
 	}
-	if !found.stream {
-		deadlines := http.NewResponseController(w)
-		_ = deadlines.SetReadDeadline(time.Now().Add(bodyTimeMax))
-		_ = deadlines.SetWriteDeadline(time.Now().Add(answerTimeMax))
-	}
-	return found.handle(w, &request{Request: httpRequest, vars: vars, version: version})
+	// Set for streams too: a deadline outlives its request on a connection that is used again.
+	_ = http.NewResponseController(w).SetWriteDeadline(answerBy)
+	return found.handle(w, &request{Request: httpRequest, vars: vars, version: version, connection: http.NewResponseController(w)})
 }
 
 // recoverPanic answers 500 after a bug of ours, instead of cutting the connection without a word.
@@ -101,7 +103,9 @@ func (r *request) decode(v any) error {
 	if err := checkContentType(r.Header.Get("Content-Type")); err != nil {
 		return err
 	}
+	_ = r.connection.SetReadDeadline(time.Now().Add(bodyTimeMax))
 	body, err := io.ReadAll(io.LimitReader(r.Body, bodyBytesMax+1))
+	_ = r.connection.SetReadDeadline(time.Time{})
 	if err != nil {
 		return fmt.Errorf("read request body: %w (%w)", err, errdefs.ErrInvalidArgument)
 	}

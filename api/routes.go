@@ -17,6 +17,8 @@ type route struct {
 	stream bool
 }
 
+const containersBelong = "containers belong to the tasks of services: change the service instead, with `service update`, `service scale` or `service rm`"
+
 // routes is the whole API.
 func (a *API) routes() []route {
 	return []route{
@@ -57,20 +59,26 @@ func (a *API) routes() []route {
 		{"GET", "/containers/{id}/logs", a.containerLogs, true},
 		{"POST", "/containers/create", notYet("plain containers are not run by swarm; use `swarm service create`"), false},
 		{"POST", "/containers/{id}/exec", notYet("exec is not supported yet"), false},
-		{"GET", "/containers/{id}/stats", notYet("container statistics are not supported yet"), false},
-		{"GET", "/containers/{id}/top", notYet("listing the processes of a container is not supported yet"), false},
+		{"GET", "/containers/{id}/{what}", notYet("of a container only its description and its log can be read yet"), false},
+		{"POST", "/containers/{id}/{verb}", notYet(containersBelong), false},
+		{"DELETE", "/containers/{id}", notYet(containersBelong), false},
 
 		{"GET", "/images/json", a.imageList, false},
 		{"GET", "/images/{name...}/json", a.imageInspect, false},
 		{"POST", "/images/load", a.imageLoad, true},
 		{"POST", "/images/create", a.imagePull, true},
 		{"DELETE", "/images/{name...}", a.imageRemove, false},
+		{"GET", "/images/{name...}/history", notYet("the history of an image is not supported yet"), false},
+		{"POST", "/images/{name...}/tag", notYet("tagging images is not supported yet; give the archive the tag before `swarm image load`"), false},
+		{"POST", "/images/{name...}/push", notYet("pushing images is not supported; nodes take them from each other"), false},
+		{"POST", "/build", notYet("images are not built by swarm; build elsewhere and `swarm image load` the archive"), false},
 		{"GET", "/distribution/{name...}/json", a.distribution, false},
 
 		{"GET", "/networks", a.networkList, false},
 		{"POST", "/networks/create", notYet(overlayNotYet), false},
 		{"GET", "/networks/{id}", a.networkInspect, false},
 		{"DELETE", "/networks/{id}", a.networkRemove, false},
+		{"POST", "/networks/{id}/{verb}", notYet(overlayNotYet), false},
 
 		{"GET", "/volumes", a.volumeList, false},
 		{"POST", "/volumes/create", notYet("volumes cannot be created by themselves yet; a volume mount of a service makes its volume on the node of each task"), false},

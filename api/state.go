@@ -40,15 +40,9 @@ func (a *API) view(w http.ResponseWriter, r *request) (*raftstore.State, error) 
 	if err != nil {
 		return nil, err
 	}
-	var state *raftstore.State
-	if a.leaderlessFor(store) < leaderWait {
-		state, err = a.viewFresh(r.Context(), store)
-		if err != nil && !noLeaderAnswered(err) {
-			return nil, err
-		}
-		if r.Context().Err() != nil {
-			return nil, r.Context().Err()
-		}
+	state, err := a.viewFresh(r.Context(), store)
+	if err != nil {
+		return nil, err
 	}
 	if state == nil {
 		state = store.Local()
@@ -62,14 +56,28 @@ func (a *API) view(w http.ResponseWriter, r *request) (*raftstore.State, error) 
 	return state, nil
 }
 
+// viewFresh returns the newest state, or none when there is no leader.
 func (a *API) viewFresh(ctx context.Context, store *raftstore.Store) (*raftstore.State, error) {
-	ctx, cancel := context.WithTimeout(ctx, leaderWait)
-	defer cancel()
-	state, err := store.View(ctx)
-	if err == nil {
-		a.led.Store(time.Now().UnixNano())
+	for giveUp := time.Now().Add(readWait); a.leaderlessFor(store) < leaderWait; {
+		attempt, cancel := context.WithTimeout(ctx, leaderWait)
+		state, err := store.View(attempt)
+		cancel()
+		switch {
+		case err == nil:
+			return state, nil
+		case ctx.Err() != nil || !noLeaderAnswered(err):
+			return nil, err
+		case time.Now().After(giveUp):
+			return nil, unavailable("the leader does not answer: " + messageOf(err))
+		}
+		// A leader that was only just elected, or lost, is asked again soon.
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(leaderWait / 20):
+		}
 	}
-	return state, err
+	return nil, nil
 }
 
 func noLeaderAnswered(err error) bool {
