@@ -90,7 +90,7 @@ demo: deps build ## a three-node cluster in network namespaces does the main job
 demo-down: ## remove the demo's cluster and everything of it
 	@go run ./scenarios/demo -down
 
-install: build ## install under PREFIX (DESTDIR honoured): program, helpers, systemd unit, group swarm
+install: deps bin/swarm $(HELPERS) ## install under PREFIX (DESTDIR honoured): program, helpers, systemd unit, group swarm
 	@install -d $(DESTDIR)$(LIBDIR) $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(UNITDIR)
 	@install -m 0755 bin/swarm $(HELPERS) $(DESTDIR)$(LIBDIR)/
 	@ln -sfn $(LIBDIR)/swarm $(DESTDIR)$(PREFIX)/bin/swarm
