@@ -111,6 +111,8 @@ func addresses(cfg Config) (bind, advertise net.IP, err error) {
 	}
 	if v4 := advertise.To4(); v4 != nil {
 		advertise = v4
+	} else if bind.IsUnspecified() {
+		bind = net.IPv6unspecified
 	}
 	return bind, advertise, nil
 }

@@ -52,10 +52,11 @@ func (c *connection) cut() {
 
 // registry knows the live connections and bounds them.
 type registry struct {
-	mu        sync.Mutex
-	total     int
-	strangers map[string]int // by remote host: handshakes and strangers
-	live      map[string]map[*connection]struct{}
+	mu             sync.Mutex
+	total          int
+	strangers      map[string]int // by remote host: handshakes and strangers
+	strangersTotal int
+	live           map[string]map[*connection]struct{} // by node id
 }
 
 func newRegistry() *registry {
@@ -66,10 +67,11 @@ func newRegistry() *registry {
 func (r *registry) admit(host string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.total >= connectionsMax || r.strangers[host] >= strangersMax {
+	if r.total >= connectionsMax || r.strangersTotal >= strangersTotalMax || r.strangers[host] >= strangersMax {
 		return false
 	}
 	r.total++
+	r.strangersTotal++
 	r.strangers[host]++
 	return true
 }
@@ -107,6 +109,7 @@ func (r *registry) has(c *connection) bool {
 }
 
 func (r *registry) notStranger(host string) {
+	r.strangersTotal--
 	if r.strangers[host]--; r.strangers[host] <= 0 {
 		delete(r.strangers, host)
 	}

@@ -196,7 +196,7 @@ func TestRunEndsEverything(t *testing.T) {
 		if _, err := accepted.Accept(); !errors.Is(err, net.ErrClosed) {
 			t.Errorf("Accept: %v", err)
 		}
-		if len(p.all()) != 0 || p.total != 0 || len(p.registry.strangers) != 0 {
+		if len(p.all()) != 0 || p.total != 0 || p.strangersTotal != 0 || len(p.registry.strangers) != 0 {
 			t.Errorf("%d connections are still counted, %d in total, strangers %v", len(p.all()), p.total, p.registry.strangers)
 		}
 	})

@@ -49,10 +49,8 @@ func (q *queue) hand(ctx context.Context, c *connection) {
 
 // offer does not wait; false means that the connection was not taken.
 func (q *queue) offer(c *connection) bool {
-	select {
-	case <-q.closed:
+	if q.isClosed() {
 		return false
-	default:
 	}
 	select {
 	case q.waiting <- c:
@@ -63,12 +61,19 @@ func (q *queue) offer(c *connection) bool {
 	}
 }
 
-// drainIfClosed closes what slipped in while the queue was being closed.
-func (q *queue) drainIfClosed() {
+func (q *queue) isClosed() bool {
 	select {
 	case <-q.closed:
-		q.drain()
+		return true
 	default:
+		return false
+	}
+}
+
+// drainIfClosed closes what slipped in while the queue was being closed.
+func (q *queue) drainIfClosed() {
+	if q.isClosed() {
+		q.drain()
 	}
 }
 

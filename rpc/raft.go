@@ -19,17 +19,16 @@ const (
 
 // beginRaft decides about a raft stream and hands it to the store.
 func (s *Server) beginRaft(c *connection) {
+	q := s.raftQueue.Load()
 	err := s.mayCall(c.peer, managerCalls, protocolRaft)
-	switch {
-	case err != nil:
-	case !s.raftServed.Load():
+	if err == nil && (q == nil || q.isClosed()) {
 		err = fmt.Errorf("node is not a manager: %w", errdefs.ErrFailedPrecondition)
 	}
 	if writeGreeting(c, err) != nil || err != nil {
 		_ = c.Close()
 		return
 	}
-	if !s.raftQueue.offer(c) {
+	if !q.offer(c) {
 		s.log.Warn("raft stream refused, too many are waiting", "node", c.peer.NodeID)
 		c.cut()
 	}

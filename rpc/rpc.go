@@ -26,8 +26,9 @@ const (
 	streamsMax = 128
 	// connectionsMax bounds all connections together, handshakes included.
 	connectionsMax = 8192
-	// strangersMax bounds connections from one address that are not (or not yet) a member's.
-	strangersMax = 64
+	// strangersMax bounds connections from one address that are not (or not yet) a member's, strangersTotalMax those from all.
+	strangersMax      = 64
+	strangersTotalMax = 1024
 	// strangerLifetime and strangerBytesMax are enough to join and not for much else.
 	strangerLifetime = 30 * time.Second
 	strangerBytesMax = 256 << 10
@@ -57,6 +58,7 @@ type Identity interface {
 // Authorizer knows what certificates cannot: who was removed or demoted since. Implemented by agent from the roster.
 type Authorizer interface {
 	// Authorize returns why a peer with a valid certificate is refused, or nil. It is asked when a connection
-	// begins and for every RPC and request, so it must be quick.
+	// begins and for every RPC and request, so it must be quick. A refusal of kind FailedPrecondition says that only the
+	// certificate is out of date, as after a demotion: the node may still renew it, and nothing else.
 	Authorize(p Peer) error
 }

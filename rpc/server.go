@@ -38,8 +38,8 @@ type Server struct {
 	http  *http.Server
 	calls sync.WaitGroup // swarm-node requests in progress
 
-	grpcQueue, httpQueue, raftQueue *queue
-	raftServed                      atomic.Bool
+	grpcQueue, httpQueue *queue
+	raftQueue            atomic.Pointer[queue] // nil until Raft is called
 
 	*registry
 }
@@ -58,7 +58,6 @@ func NewServer(cfg ServerConfig) *Server {
 		routes:    nodeRoutes(),
 		grpcQueue: newQueue(address, 0),
 		httpQueue: newQueue(address, 0),
-		raftQueue: newQueue(address, raftBacklog),
 		registry:  newRegistry(),
 	}
 	s.grpc = s.newGRPC()
@@ -69,10 +68,14 @@ func NewServer(cfg ServerConfig) *Server {
 // RegisterService adds a gRPC service before Run. Its methods must be in the role table.
 func (s *Server) RegisterService(d *grpc.ServiceDesc, impl any) { s.grpc.RegisterService(d, impl) }
 
-// Raft accepts raft streams from managers. Until it is first called, they are told that this node is not a manager.
+// Raft accepts raft streams from managers until it is closed; while there is no such listener, they are told that this
+// node is not a manager. Each call makes a new one, for a node that is promoted again, and closes the one before.
 func (s *Server) Raft() net.Listener {
-	s.raftServed.Store(true)
-	return s.raftQueue
+	q := newQueue(s.cfg.Listener.Addr(), raftBacklog)
+	if before := s.raftQueue.Swap(q); before != nil {
+		_ = before.Close()
+	}
+	return q
 }
 
 // Run serves until ctx ends. It closes the listener and every connection, and returns when every handler has.
@@ -97,7 +100,9 @@ func (s *Server) Run(ctx context.Context) error {
 
 func (s *Server) shutdown() {
 	_ = s.cfg.Listener.Close()
-	_ = s.raftQueue.Close()
+	if q := s.raftQueue.Load(); q != nil {
+		_ = q.Close()
+	}
 	for _, c := range s.all() {
 		c.cut()
 	}

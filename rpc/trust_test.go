@@ -318,3 +318,26 @@ func TestRaftStreamToAWorkerSaysSo(t *testing.T) {
 		}
 	})
 }
+
+func TestRaftIsServedAgainAfterADemotion(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newAuthority(t, "c1")
+		p := serve(t, ca.identity("m1", Manager), asManager)
+		dial := func() error {
+			conn, err := p.dialer(ca.identity("m2", Manager)).Raft(t.Context(), managerAddress)
+			if err == nil {
+				_ = conn.Close()
+			}
+			return err
+		}
+		first := p.Raft()
+		check(t, dial())
+		check(t, first.Close())
+		kindOf(t, dial(), errdefs.ErrPermissionDenied, "node is not a manager")
+		second := p.Raft()
+		check(t, dial())
+		conn, err := second.Accept()
+		check(t, err)
+		_ = conn.Close()
+	})
+}
