@@ -209,13 +209,17 @@ func (r *fakeRuntime) String() string {
 	return strings.Join(lines, "\n")
 }
 
-// fakeImages has every image but "missing …"; "far …" is only at holders, "flaky …" comes at the third try.
+// fakeImages has every image but "missing …"; "far …" is only at holders, "flaky …" comes at the third try, "slow …" never.
 type fakeImages struct {
 	mu    sync.Mutex
 	tries map[string]int
 }
 
 func (i *fakeImages) Ensure(ctx context.Context, ref string, holders []string, auth string) (string, error) {
+	if strings.HasPrefix(ref, "slow") {
+		<-ctx.Done()
+		return "", ctx.Err()
+	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.tries == nil {

@@ -72,12 +72,22 @@ func (w *Worker) live(ctx context.Context, t *work) {
 			t.attempts = 0
 		case stepCtx.Err() == nil:
 			w.log.Warn("step of a task failed; trying again", "task", t.id, "step", step, "attempt", t.attempts, "error", err)
-			_ = sleep(stepCtx, backoff(t.attempts))
+			_ = sleep(stepCtx, pause(step, t.attempts))
 			t.attempts++
-			w.look(ctx, t)
+			if !errdefs.IsUnavailable(err) { // then there is nobody to ask
+				w.look(ctx, t)
+			}
 		}
 		cancel()
 	}
+}
+
+// pause is how long to wait after a step failed. Watching goes on soon: ends must not be noticed late.
+func pause(step task.Step, attempts int) time.Duration {
+	if step == task.Watch {
+		return min(backoff(attempts), watchBackoffMax)
+	}
+	return backoff(attempts)
 }
 
 // next is the step to take, and the context in which it can be interrupted by a change of mind.
@@ -213,10 +223,25 @@ func (w *Worker) pullImage(ctx context.Context, t *work) error {
 }
 
 func explainImage(ref string, err error) string {
-	if !errdefs.IsNotFound(err) || strings.Contains(err.Error(), "No such image") {
-		return err.Error()
+	text := plain(err)
+	if !errdefs.IsNotFound(err) || strings.Contains(text, "No such image") {
+		return text
 	}
-	return "No such image: " + ref + " (" + err.Error() + ")"
+	return "No such image: " + ref + " (" + text + ")"
+}
+
+// plain is the text of an error without the word for its kind, which says nothing to a person.
+func plain(err error) string {
+	text := err.Error()
+	for _, kind := range []error{
+		errdefs.ErrNotFound, errdefs.ErrInvalidArgument, errdefs.ErrUnavailable, errdefs.ErrFailedPrecondition,
+		errdefs.ErrPermissionDenied, errdefs.ErrNotImplemented, errdefs.ErrInternal, errdefs.ErrUnknown, errdefs.ErrConflict,
+	} {
+		if short, cut := strings.CutSuffix(text, ": "+kind.Error()); cut {
+			return short
+		}
+	}
+	return text
 }
 
 func (w *Worker) create(ctx, stepCtx context.Context, t *work) error {
@@ -235,7 +260,7 @@ func (w *Worker) create(ctx, stepCtx context.Context, t *work) error {
 	c := w.container(t, s)
 	w.mu.Unlock()
 	if err := w.cfg.Runtime.Create(ctx, c); err != nil && !errdefs.IsAlreadyExists(err) {
-		return w.failed(ctx, t, swarm.TaskStateRejected, err.Error(), err)
+		return w.failed(ctx, t, swarm.TaskStateRejected, plain(err), err)
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -257,7 +282,7 @@ func (w *Worker) start(ctx, stepCtx context.Context, t *work) error {
 	pid, err := w.cfg.Runtime.Start(ctx, t.containerID)
 	if err != nil {
 		const prefix = "starting container failed: "
-		return w.failed(ctx, t, swarm.TaskStateFailed, prefix+strings.TrimPrefix(err.Error(), prefix), err)
+		return w.failed(ctx, t, swarm.TaskStateFailed, prefix+strings.TrimPrefix(plain(err), prefix), err)
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()

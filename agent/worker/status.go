@@ -26,7 +26,8 @@ type status struct {
 // Changed receives when Statuses has something.
 func (w *Worker) Changed() <-chan struct{} { return w.changed }
 
-// Statuses returns the latest status of every task that changed since it was acknowledged.
+// Statuses returns the latest status of every task that changed since it was acknowledged, but no more
+// than 1000: the others' turn comes when these are acknowledged.
 func (w *Worker) Statuses() []*rpc.TaskStatus {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -37,10 +38,10 @@ func (w *Worker) Statuses() []*rpc.TaskStatus {
 		}
 	}
 	slices.SortFunc(all, func(a, b *rpc.TaskStatus) int { return strings.Compare(a.TaskId, b.TaskId) })
-	return all
+	return all[:min(len(all), statusesMax)]
 }
 
-// Acknowledge takes note that the managers have statuses. One that changed since stays due.
+// Acknowledge takes note that the managers have statuses. One that changed since stays due, and Changed receives.
 func (w *Worker) Acknowledge(statuses []*rpc.TaskStatus) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -52,6 +53,12 @@ func (w *Worker) Acknowledge(statuses []*rpc.TaskStatus) {
 		now := t.message()
 		if now.State == s.State && now.TimestampNs == s.TimestampNs && now.Message == s.Message && now.Err == s.Err {
 			t.due = false
+		}
+	}
+	for _, t := range w.tasks {
+		if t.due {
+			signal(w.changed)
+			return
 		}
 	}
 }

@@ -26,15 +26,18 @@ const (
 
 	// retriesMax is how often a task is prepared or started again after an error that may pass; then it
 	// has failed, and another node may have more luck. Stopping and removing are never given up.
-	retriesMax  = 8
-	backoffMin  = 200 * time.Millisecond
-	backoffMax  = 10 * time.Second
-	journalWait = time.Second // until the file of assigned tasks is written again after an error
+	retriesMax      = 8
+	backoffMin      = 200 * time.Millisecond
+	backoffMax      = 10 * time.Second
+	watchBackoffMax = time.Second
+	journalWait     = time.Second // until the file of assigned tasks is written again after an error
 
 	// specsMax bounds the specs that are kept although no task uses them (any more).
 	specsMax = 4096
 	// holdersMax bounds the images whose holders are remembered.
 	holdersMax = 4096
+
+	statusesMax = 1000 // told at a time
 
 	stopGraceDefault = 10 * time.Second
 	// exitWait is how long the exit code of a container that was just stopped is waited for.
