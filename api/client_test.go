@@ -244,8 +244,18 @@ func TestDockerCommandLine(t *testing.T) {
 		}
 		return string(out)
 	}
-	run("service", "create", "-d", "--name", "web", "--network", "host", "--replicas", "2", "remote:v1")
-	tasks := c.addTasks("web", 1, nodeOne, nodeTwo)
+	// The command waits until two tasks run.
+	var tasks []string
+	created := make(chan struct{})
+	go func() {
+		defer close(created)
+		waitUntil(t, "the service", func() bool { _, err := findService(c.store.Local(), "web"); return err == nil })
+		tasks = c.addTasks("web", 1, nodeOne, nodeTwo)
+	}()
+	if out := run("service", "create", "--update-monitor", "100ms", "--name", "web", "--network", "host", "--replicas", "2", "remote:v1"); !strings.Contains(out, "converged") {
+		t.Error(out)
+	}
+	<-created
 	c.one.setLog(containerOf(tasks[0]), newFakeLog("hello from one"))
 	c.two.setLog(containerOf(tasks[1]), newFakeLog("hello from two"))
 	for _, c := range []struct {

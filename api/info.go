@@ -2,6 +2,7 @@ package api
 
 import (
 	"bufio"
+	"context"
 	"net/http"
 	"os"
 	"runtime"
@@ -28,13 +29,15 @@ func (a *API) info(w http.ResponseWriter, r *request) error {
 	info.ID = status.NodeID
 	info.Swarm = a.swarmInfo(status)
 	info.Warnings = info.Swarm.Warnings
-	a.countContents(r, &info)
+	ctx, cancel := context.WithTimeout(r.Context(), infoWait)
+	defer cancel()
+	a.countContents(ctx, &info)
 	return writeJSON(w, http.StatusOK, info)
 }
 
 // countContents adds what this node holds. A runtime that does not answer makes a warning, not a failure: /info is how people look for causes.
-func (a *API) countContents(r *request, info *Info) {
-	containers, err := a.cfg.Containers.List(r.Context())
+func (a *API) countContents(ctx context.Context, info *Info) {
+	containers, err := a.cfg.Containers.List(ctx)
 	if err != nil {
 		info.Warnings = append(info.Warnings, "containers cannot be listed: "+messageOf(err))
 	}
@@ -49,7 +52,7 @@ func (a *API) countContents(r *request, info *Info) {
 			info.ContainersStopped++
 		}
 	}
-	images, err := a.cfg.Images.List(r.Context())
+	images, err := a.cfg.Images.List(ctx)
 	if err != nil {
 		info.Warnings = append(info.Warnings, "images cannot be listed: "+messageOf(err))
 	}

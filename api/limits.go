@@ -25,6 +25,8 @@ const (
 	leaderWait = time.Second
 	// readWait bounds a read while a leader is known.
 	readWait = 10 * time.Second
+	// infoWait is how long /info waits for this node's runtime.
+	infoWait = 3 * time.Second
 	// writeWait bounds a write from first proposal to commit.
 	writeWait = 15 * time.Second
 	// drainTime is what open requests get when the server stops.

@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -60,6 +61,11 @@ func (a *API) answer(m matcher, b bounds, w http.ResponseWriter, httpRequest *ht
 		defer func() { <-slots }()
 	default:
 		return errdefs.ErrUnavailable.WithMessage("this node is answering too many requests at once; try again in a moment")
+	}
+	if found.stream {
+		var done context.CancelFunc
+		httpRequest, done = untilStop(httpRequest)
+		defer done()
 	}
 	// Set for streams too: a deadline outlives its request on a connection that is used again.
 	_ = http.NewResponseController(w).SetWriteDeadline(answerBy)

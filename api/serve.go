@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"net/http"
 	"sync"
@@ -12,15 +13,18 @@ import (
 )
 
 // Serve answers on the listeners until ctx ends, and watches the cluster for GET /events meanwhile. Call it once.
-// Requests that are open when ctx ends are cancelled and get drainTime to say so.
+// When ctx ends, streams end with it and other requests get drainTime to finish, so that an answered write was made and a
+// write that was made is answered.
 func (a *API) Serve(ctx context.Context, listeners ...net.Listener) error {
 	server := &http.Server{
 		Handler:           a.Handler(),
 		ReadHeaderTimeout: headerTimeMax,
 		IdleTimeout:       idleTimeMax,
 		MaxHeaderBytes:    headerBytesMax,
-		// Requests end with the server: followers and watchers would otherwise hold it open.
-		BaseContext: func(net.Listener) context.Context { return ctx },
+		BaseContext: func(net.Listener) context.Context {
+			return context.WithValue(context.WithoutCancel(ctx), servingKey{}, ctx)
+		},
+		ErrorLog: slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.watchCluster(ctx) })
@@ -44,6 +48,20 @@ func (a *API) Serve(ctx context.Context, listeners ...net.Listener) error {
 		return nil
 	})
 	return g.Wait()
+}
+
+// servingKey finds the context of Serve in that of a request.
+type servingKey struct{}
+
+// untilStop returns a request whose context also ends when the server is to stop; followers would otherwise hold it open.
+func untilStop(r *http.Request) (*http.Request, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(r.Context())
+	serving, ok := ctx.Value(servingKey{}).(context.Context)
+	if !ok {
+		return r.WithContext(ctx), cancel
+	}
+	forget := context.AfterFunc(serving, cancel)
+	return r.WithContext(ctx), func() { forget(); cancel() }
 }
 
 // boundedListener refuses connections beyond a number with an answer that says so, instead of letting them wait unheard.

@@ -281,9 +281,12 @@ func (g *gathering) follow(ctx context.Context, state *raftstore.State, tasks []
 		f.start(ctx, s, g.options.Tail)
 	}
 	for {
-		state, _ := watch.Take()
+		state, dirty := watch.Take()
+		_, changed := dirty.Services[serviceID]
 		if serviceID != "" {
-			f.startNew(ctx, state, serviceID)
+			if changed || dirty.All {
+				f.startNew(ctx, state, serviceID)
+			}
 		} else if f.live == 0 {
 			if !f.awaitContainer(ctx, state, tasks[0].ID) {
 				return nil

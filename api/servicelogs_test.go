@@ -172,7 +172,6 @@ func TestAFollowedLogSurvivesABrokenConnection(t *testing.T) {
 	c.network.set("10.0.0.2:2377", httptest.NewServer(newAPI(c.two, c.network).NodeLocal()))
 	t.Cleanup(c.network.nodes["10.0.0.2:2377"].Close)
 	broken.CloseClientConnections()
-	log.append(1, "second")
 	select {
 	case got := <-f.lines:
 		if !strings.HasPrefix(got, "swarm: lines of node two (10.0.0.2:2377) are missing: ") {
@@ -181,6 +180,7 @@ func TestAFollowedLogSurvivesABrokenConnection(t *testing.T) {
 	case <-time.After(20 * time.Second):
 		t.Fatal("the outage was not named")
 	}
+	log.append(1, "second")
 	f.expect("second")
 	f.close()
 }

@@ -226,7 +226,8 @@ func (a *API) serviceUpdate(w http.ResponseWriter, r *request) error {
 	return writeJSON(w, http.StatusOK, swarm.ServiceUpdateResponse{Warnings: warnings})
 }
 
-// updateService writes the next version of a service's spec. A rollback swaps the current and the previous one, so a second one returns.
+// updateService writes the next version of a service's spec. A rollback swaps the current and the previous one, so a second one
+// returns. The orchestrator deletes versions that nothing can return to.
 func updateService(tx *raftstore.Tx, row *raftstore.Service, s swarm.ServiceSpec, rollback bool) error {
 	current := tx.Spec(row.ID, row.SpecVersion)
 	if current == nil {
@@ -250,7 +251,6 @@ func updateService(tx *raftstore.Tx, row *raftstore.Service, s swarm.ServiceSpec
 	next.UpdatedAt = now
 	tx.PutService(next)
 	putSpec(tx, row.ID, next.SpecVersion, s, now)
-	forgetSpec(tx, row.ID, row.PreviousSpecVersion)
 	return nil
 }
 
@@ -263,19 +263,6 @@ func checkUpdate(current, s swarm.ServiceSpec) error {
 		return errdefs.ErrNotImplemented.WithMessage("service mode change is not allowed")
 	}
 	return nil
-}
-
-// forgetSpec deletes a spec version that nothing can return to, unless a task still runs it.
-func forgetSpec(tx *raftstore.Tx, serviceID string, version uint64) {
-	if version == 0 || tx.Spec(serviceID, version) == nil {
-		return
-	}
-	for task := range tx.TasksOf(serviceID) {
-		if task.SpecVersion == version {
-			return
-		}
-	}
-	tx.DeleteSpec(raftstore.SpecID(serviceID, version))
 }
 
 // serviceRemove marks a service; the orchestrator shuts its tasks down and deletes the rows. Its name is free at once.

@@ -1,12 +1,14 @@
 package api
 
 import (
+	"bytes"
+	"encoding/json"
 	"iter"
 	"net/http"
-	"reflect"
 	"strings"
 
 	"swarm/raftstore"
+	"swarm/service/spec"
 	"swarm/service/task"
 
 	"github.com/containerd/errdefs"
@@ -71,8 +73,9 @@ func (a *API) taskList(w http.ResponseWriter, r *request) error {
 	}
 	a.resolveTaskFilters(state, f)
 	list := []swarm.Task{}
+	current := upToDate(state)
 	for row := range candidates(state, f) {
-		if matchTask(state, f, row) && (!upToDateOnly || upToDate(state, row)) {
+		if matchTask(state, f, row) && (!upToDateOnly || current(row)) {
 			list = append(list, renderTask(state, row))
 		}
 	}
@@ -143,23 +146,39 @@ func matchTask(state *raftstore.State, f filters, row *raftstore.Task) bool {
 	return f.labels("label", s.Labels)
 }
 
-// upToDate says whether a task runs what its service now asks for. Labels, replicas and update settings do not
-// reach tasks, and neither do constraints that the task's node still meets, so a difference in those alone does not count.
-func upToDate(state *raftstore.State, row *raftstore.Task) bool {
-	service, ok := state.Services.Get(row.ServiceID)
-	if !ok {
-		return false
+// upToDate returns the test whether a task runs what its service now asks for. Labels, replicas, restart and update settings
+// do not reach a container, nor do placement rules, so a difference in those alone does not count.
+func upToDate(state *raftstore.State) func(*raftstore.Task) bool {
+	type version struct {
+		service string
+		number  uint64
 	}
-	if service.SpecVersion == row.SpecVersion {
-		return true
+	known := map[version]bool{}
+	return func(row *raftstore.Task) bool {
+		service, ok := state.Services.Get(row.ServiceID)
+		if !ok || service.SpecVersion == row.SpecVersion {
+			return ok
+		}
+		v := version{row.ServiceID, row.SpecVersion}
+		same, seen := known[v]
+		if !seen {
+			now, then := state.Spec(service.ID, service.SpecVersion), state.Spec(service.ID, row.SpecVersion)
+			same = now != nil && then != nil && bytes.Equal(essence(*now), essence(*then))
+			known[v] = same
+		}
+		return same
 	}
-	now, then := state.Spec(service.ID, service.SpecVersion), state.Spec(service.ID, row.SpecVersion)
-	if now == nil || then == nil {
-		return false
+}
+
+// essence is what a running container depends on.
+func essence(s swarm.ServiceSpec) []byte {
+	t := spec.WithDefaults(s).TaskTemplate
+	t.Placement, t.RestartPolicy = nil, nil
+	encoded, err := json.Marshal(t)
+	if err != nil {
+		panic(err) // it came as JSON
 	}
-	a, b := now.TaskTemplate, then.TaskTemplate
-	a.Placement, b.Placement = nil, nil
-	return reflect.DeepEqual(a, b) && reflect.DeepEqual(now.EndpointSpec, then.EndpointSpec)
+	return encoded
 }
 
 // renderTask makes an API task of a row and the spec that it shares with the others of its version.
