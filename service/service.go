@@ -25,7 +25,7 @@ const (
 func Run(ctx context.Context, store *raftstore.Store, log *slog.Logger) error {
 	watch := store.Watch()
 	defer watch.Close()
-	l := newLoop(log.With("component", "service"))
+	l := newLoop(log)
 	retry := retryMin
 	for ctx.Err() == nil {
 		state, dirty := watch.Take()
@@ -52,7 +52,7 @@ func Run(ctx context.Context, store *raftstore.Store, log *slog.Logger) error {
 		}
 		retry = retryMin
 	}
-	return ctx.Err()
+	return nil
 }
 
 // wait returns after a change, after at most d (0: no limit), or when ctx ends.

@@ -5,9 +5,49 @@ package dispatcher
 import (
 	"context"
 	"log/slog"
+	"sync"
+	"time"
 
 	"swarm/raftstore"
 	"swarm/rpc"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
+)
+
+// FormatVersion is that of the messages of node.proto.
+const FormatVersion = 1
+
+// Bounds of what sessions may hold and send.
+const (
+	// graceDefault is the grace time of a cluster whose settings name none.
+	graceDefault = 5 * time.Second
+	// beatsPerGrace is how many beats fit into the grace time, beatsMissed how many must be missing for a node to count as silent.
+	beatsPerGrace = 10
+	beatsMissed   = 4
+
+	helloTimeout = 10 * time.Second
+	writeTimeout = 10 * time.Second
+
+	// assignmentsMax and assignmentBytesMax bound one message of changes.
+	assignmentsMax     = 100
+	assignmentBytesMax = 2 << 20
+	// holdersMax is how many holders of an image a node is told of; each node gets its own choice, which spreads the load.
+	holdersMax = 8
+
+	descriptionBytesMax = 64 << 10
+	statusTextBytesMax  = 1 << 10
+	statusesMax         = 20_000
+	imagesMax           = 4_096
+	imageTextBytesMax   = 512
+	platformsMax        = 64
+
+	// A node may begin so many sessions in a window.
+	sessionsPerWindow = 20
+	sessionWindow     = 10 * time.Second
+
+	// memberCheck is how often raft's configuration, which is no row, is compared with what agents were told.
+	memberCheck = 500 * time.Millisecond
 )
 
 // Config is what a dispatcher needs.
@@ -15,17 +55,198 @@ type Config struct {
 	NodeID string // of this manager
 	Store  *raftstore.Store
 	Log    *slog.Logger
+	// Peer says who is at the other end of a call; nil: rpc.PeerFrom.
+	Peer func(context.Context) rpc.Peer
 }
 
 // Dispatcher implements rpc.DispatcherServer.
 type Dispatcher struct {
 	rpc.UnimplementedDispatcherServer
+	cfg    Config
+	log    *slog.Logger
+	peer   func(context.Context) rpc.Peer
+	roster *roster
+	writer *writer
+
+	mu sync.Mutex
+	// running ends with Run; nil before.
+	running  context.Context
+	sessions map[string]*session
+	// begun are the times of each node's latest sessions.
+	begun map[string][]time.Time
 }
 
-func New(cfg Config) *Dispatcher { panic("contract") }
+// New makes a dispatcher; its sessions are refused until Run.
+func New(cfg Config) *Dispatcher {
+	if cfg.Peer == nil {
+		cfg.Peer = rpc.PeerFrom
+	}
+	d := &Dispatcher{
+		cfg: cfg, log: cfg.Log, peer: cfg.Peer, roster: newRoster(),
+		sessions: map[string]*session{}, begun: map[string][]time.Time{},
+	}
+	d.writer = newWriter(cfg.Store, cfg.Log)
+	return d
+}
 
-// Run writes session and task statuses back until ctx ends; sessions are closed then.
-func (d *Dispatcher) Run(ctx context.Context) error { panic("contract") }
+// Run routes changes to sessions and writes their reports back until ctx ends; sessions are closed then.
+func (d *Dispatcher) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	d.mu.Lock()
+	d.running = ctx
+	d.mu.Unlock()
+	g.Go(func() error { return d.route(ctx) })
+	g.Go(func() error { return d.writer.run(ctx) })
+	return g.Wait()
+}
 
-// RunLiveness writes nodes down after the grace time. Leader only: run it inside WhileLeader.
-func (d *Dispatcher) RunLiveness(ctx context.Context) error { panic("contract") }
+// route turns the one stream of changes into work for the sessions that it concerns.
+func (d *Dispatcher) route(ctx context.Context) error {
+	watch := d.cfg.Store.Watch()
+	defer watch.Close()
+	tick := time.NewTicker(memberCheck)
+	defer tick.Stop()
+	var settings settings
+	var voters map[string]bool
+	for {
+		state, dirty := watch.Take()
+		now := d.voters()
+		members := differing(voters, now)
+		voters = now
+		changed := d.roster.update(state, dirty, members, now)
+		if s := settingsOf(state); dirty.All || dirty.Cluster {
+			if settings.known && s != settings {
+				d.endAll(errdefs.ErrUnavailable.WithMessage("the cluster's settings changed: begin a new session"))
+			}
+			settings = s
+		}
+		d.wake(dirty, members, changed)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-watch.Changed():
+		case <-tick.C:
+		}
+	}
+}
+
+// voters is raft's configuration: whether each manager in it votes.
+func (d *Dispatcher) voters() map[string]bool {
+	voters := map[string]bool{}
+	for _, m := range d.cfg.Store.Members() {
+		voters[m.NodeID] = m.Voter
+	}
+	return voters
+}
+
+// differing lists the nodes whose part in raft's configuration changed.
+func differing(old, now map[string]bool) (ids []string) {
+	for id, voter := range now {
+		if before, ok := old[id]; !ok || before != voter {
+			ids = append(ids, id)
+		}
+	}
+	for id := range old {
+		if _, ok := now[id]; !ok {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// wake tells the sessions that a change concerns what to look at again.
+func (d *Dispatcher) wake(dirty raftstore.Dirty, members []string, rosterChanged bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if dirty.All {
+		for _, s := range d.sessions {
+			s.poke(dueAll)
+		}
+		return
+	}
+	for id := range dirty.Nodes {
+		if s := d.sessions[id]; s != nil {
+			s.poke(dueTasks | dueOrder)
+		}
+	}
+	for _, id := range members {
+		if s := d.sessions[id]; s != nil {
+			s.poke(dueOrder)
+		}
+	}
+	if !rosterChanged && len(dirty.Images) == 0 {
+		return
+	}
+	for _, s := range d.sessions {
+		if rosterChanged {
+			s.poke(dueRoster)
+		}
+		if s.wantsImage(dirty.Images, rosterChanged) {
+			s.poke(dueTasks)
+		}
+	}
+}
+
+// settings are what a Welcome tells; an agent learns of others by a new session.
+type settings struct {
+	known     bool
+	grace     time.Duration
+	gossipKey string
+}
+
+func settingsOf(state *raftstore.State) settings {
+	c := state.Cluster()
+	if c == nil {
+		return settings{}
+	}
+	grace := c.Spec.Dispatcher.HeartbeatPeriod
+	if grace <= 0 {
+		grace = graceDefault
+	}
+	return settings{known: true, grace: grace, gossipKey: string(c.GossipKey)}
+}
+
+func (d *Dispatcher) endAll(cause error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, s := range d.sessions {
+		s.end(cause)
+	}
+}
+
+// admit makes s the one session of its node and ends the one before.
+func (d *Dispatcher) admit(s *session, now time.Time) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.running == nil || d.running.Err() != nil {
+		return errdefs.ErrUnavailable.WithMessage("this manager is not ready for sessions: try another")
+	}
+	recent := d.begun[s.nodeID][:0]
+	for _, at := range d.begun[s.nodeID] {
+		if now.Sub(at) < sessionWindow {
+			recent = append(recent, at)
+		}
+	}
+	if len(recent) >= sessionsPerWindow {
+		d.begun[s.nodeID] = recent
+		return errdefs.ErrResourceExhausted.WithMessage("too many sessions of this node: wait some seconds")
+	}
+	d.begun[s.nodeID] = append(recent, now)
+	if old := d.sessions[s.nodeID]; old != nil {
+		old.replaced.Store(true)
+		old.end(errdefs.ErrAborted.WithMessage("a newer session of this node replaced this one"))
+	}
+	d.sessions[s.nodeID] = s
+	context.AfterFunc(d.running, func() {
+		s.end(errdefs.ErrUnavailable.WithMessage("this manager stops: try another"))
+	})
+	return nil
+}
+
+func (d *Dispatcher) dismiss(s *session) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.sessions[s.nodeID] == s {
+		delete(d.sessions, s.nodeID)
+	}
+}
