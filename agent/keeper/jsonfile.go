@@ -71,6 +71,9 @@ type jsonFile struct {
 	size     int64
 }
 
+// rotatedMax bounds the files of one log, whatever its options say: rotating touches each of them.
+const rotatedMax = 1000
+
 // openJSONFile opens path for appending. What lies beyond committed (negative: nothing is known) was
 // written by a keeper that died before it could take note of it, and is going to be written again.
 func openJSONFile(path string, filesMax int, committed int64) (*jsonFile, error) {
@@ -81,7 +84,7 @@ func openJSONFile(path string, filesMax int, committed int64) (*jsonFile, error)
 	if err != nil {
 		return nil, err
 	}
-	j := &jsonFile{path: path, filesMax: max(filesMax, 1), file: file}
+	j := &jsonFile{path: path, filesMax: min(max(filesMax, 1), rotatedMax), file: file}
 	if err := j.settle(committed); err != nil {
 		file.Close()
 		return nil, err

@@ -30,7 +30,7 @@ const (
 // LogOptions bound one container's log.
 type LogOptions struct {
 	MaxSizeBytes int64 // rotate beyond this; 0: never
-	MaxFiles     int   // files kept, at least 1
+	MaxFiles     int   // files kept, at least 1, at most 1000
 	// Discard reads the FIFOs and keeps nothing (log driver none).
 	Discard bool
 }

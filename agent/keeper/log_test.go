@@ -433,6 +433,61 @@ func TestFollowEndsWhenTheLogIsRemovedOrTheReaderLeaves(t *testing.T) {
 	}
 }
 
+func TestFollowWaitsForTheFirstLine(t *testing.T) {
+	cfg := testConfig(t)
+	if err := os.MkdirAll(filepath.Join(cfg.LogDir, id), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	k := startInProcess(t, cfg)
+	first, done := make(chan string, 1), make(chan error, 1)
+	go func() {
+		done <- ReadLog(t.Context(), cfg.LogDir, id, ReadOptions{Stdout: true, Tail: -1, Follow: true}, func(l Line) error {
+			first <- string(l.Text)
+			return nil
+		})
+	}()
+	stdout, _ := k.openForTest(t, LogOptions{})
+	fmt.Fprintln(stdout, "line 0")
+	if got := <-first; got != "line 0\n" {
+		t.Errorf("got %q", got)
+	}
+	k.closeForTest(t)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// The run directory is full, or its file system knows no splice: the FIFO is emptied nevertheless.
+func TestFIFOIsEmptiedWithoutASpool(t *testing.T) {
+	dir := t.TempDir()
+	s, err := openStream(dir, "stdout")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.close()
+	w := openWriter(t, filepath.Join(dir, "stdout"))
+	var lent chunks
+
+	s.copying = true
+	fmt.Fprint(w, "one\ntwo")
+	if got, err := s.wait(&lent); err != nil || got.bytes != 7 || s.filled != 7 {
+		t.Errorf("%+v, %d in the spool, %v", got, s.filled, err)
+	}
+	s.copying = false
+	s.spool.Close()
+	if s.spool, err = os.OpenFile("/dev/full", os.O_RDWR, 0); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprint(w, "one\ntwo\n")
+	if got, err := s.wait(&lent); err != nil || got.dropped != 2 || !errors.Is(got.err, unix.ENOSPC) {
+		t.Errorf("%+v, %v", got, err)
+	}
+	s.interrupt()
+	if _, err := s.wait(&lent); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error(err)
+	}
+}
+
 func TestRecordsAreDockersJSON(t *testing.T) {
 	at := time.Date(2026, 1, 2, 3, 4, 5, 600, time.UTC)
 	for text, want := range map[string]string{

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -69,9 +70,7 @@ type logReader struct {
 }
 
 func (r *logReader) close() {
-	for _, f := range r.files {
-		f.Close()
-	}
+	closeAll(r.files)
 	if r.watcher != nil {
 		r.watcher.Close()
 	}
@@ -81,7 +80,7 @@ func (r *logReader) run(ctx context.Context) error {
 	if r.options.Follow {
 		r.watch()
 	}
-	if err := r.open(); err != nil {
+	if err := r.open(ctx); err != nil {
 		return fmt.Errorf("read log of %s: %w", r.id, err)
 	}
 	if err := r.seekTail(); err != nil {
@@ -111,27 +110,31 @@ func (r *logReader) watch() {
 	r.watcher = watcher
 }
 
-// open opens the current and all rotated files of one moment.
-func (r *logReader) open() error {
+// open opens the current and all rotated files of one moment. A follower waits for the first one.
+func (r *logReader) open(ctx context.Context) error {
 	for range openRetriesMax {
 		files, err := openSet(r.path)
+		for err == nil && len(files) == 0 && r.options.Follow && !r.closed() {
+			if err = r.wait(ctx); err == nil {
+				files, err = openSet(r.path)
+			}
+		}
 		if err != nil {
 			return err
 		}
-		r.files = files
 		if len(files) == 0 || isAt(files[len(files)-1], r.path) {
+			r.files = files
 			return nil
 		}
-		r.close1()
+		closeAll(files)
 	}
 	return fmt.Errorf("it is rotated faster than it can be opened: %w", errdefs.ErrUnavailable)
 }
 
-func (r *logReader) close1() {
-	for _, f := range r.files {
+func closeAll(files []*os.File) {
+	for _, f := range files {
 		f.Close()
 	}
-	r.files = nil
 }
 
 // openSet opens the files of a log, newest first, and returns them oldest first.
@@ -146,9 +149,7 @@ func openSet(path string) (files []*os.File, err error) {
 			continue
 		}
 		if err != nil {
-			for _, f := range files {
-				f.Close()
-			}
+			closeAll(files)
 			return nil, err
 		}
 		files = append([]*os.File{f}, files...)
@@ -162,21 +163,14 @@ func rotatedNumbers(path string) ([]int, error) {
 	if err != nil {
 		return nil, err
 	}
-	exists := map[int]bool{}
-	highest := 0
+	var numbers []int
 	for _, e := range entries {
 		suffix, ok := strings.CutPrefix(e.Name(), filepath.Base(path)+".")
 		if n, err := strconv.Atoi(suffix); ok && err == nil && n > 0 {
-			exists[n] = true
-			highest = max(highest, n)
-		}
-	}
-	var numbers []int
-	for n := 1; n <= highest && len(numbers) < len(exists); n++ {
-		if exists[n] {
 			numbers = append(numbers, n)
 		}
 	}
+	slices.Sort(numbers)
 	return numbers, nil
 }
 
@@ -210,9 +204,7 @@ func (r *logReader) seekTail() error {
 		}
 		want -= found
 		if stopped {
-			for _, f := range r.files[:i] {
-				f.Close()
-			}
+			closeAll(r.files[:i])
 			r.files = r.files[i:]
 			_, err = r.files[0].Seek(offset, io.SeekStart)
 			return err
