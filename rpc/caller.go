@@ -55,6 +55,10 @@ func (c *caller) dial(ctx context.Context) (net.Conn, error) {
 func (c *caller) connect(ctx context.Context) (net.Conn, error) {
 	raw, err := c.network.Dial(ctx, "tcp", c.address)
 	if err != nil {
+		// The address is in our words already.
+		if op := (*net.OpError)(nil); errors.As(err, &op) {
+			err = op.Err
+		}
 		return nil, c.note(fmt.Errorf("%s cannot be reached: %w: %w", c.address, err, errdefs.ErrUnavailable))
 	}
 	return raw, nil

@@ -275,6 +275,12 @@ func TestPortOnRealSockets(t *testing.T) {
 		_ = conn.Close()
 		cancel()
 		check(t, <-ended)
+
+		conn, err = Join(Kernel{}, listener.Addr().String(), nil)
+		check(t, err)
+		_, err = NewCertificateAuthorityClient(conn).RootCertificate(t.Context(), &RootCertificateRequest{})
+		kindOf(t, err, errdefs.ErrUnavailable, listener.Addr().String()+" cannot be reached: connect: connection refused")
+		_ = conn.Close()
 	}
 }
 
