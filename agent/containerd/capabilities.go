@@ -5,7 +5,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/containerd/errdefs"
 	"github.com/moby/sys/capability"
 )
 
@@ -73,7 +72,7 @@ func normalizeCapabilities(known, names []string) ([]string, error) {
 		c := strings.ToUpper(name)
 		if c != everyCapability {
 			if c = "CAP_" + strings.TrimPrefix(c, "CAP_"); !slices.Contains(known, c) {
-				return nil, fmt.Errorf("invalid capability: %q: %w", name, errdefs.ErrInvalidArgument)
+				return nil, invalid("invalid capability: %q", name)
 			}
 		}
 		result = append(result, c)

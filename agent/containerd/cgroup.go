@@ -2,6 +2,7 @@ package containerd
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -9,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -17,6 +19,8 @@ const (
 	cgroupRoot = "/sys/fs/cgroup"
 	// ownCgroup is the leaf beside the containers where containerd and its shims live.
 	ownCgroup = "containerd"
+	// shimsMax is how long shims have to end by themselves after the last container.
+	shimsMax = 2 * time.Second
 )
 
 // cgroupUnified reports cgroup v2 alone (no v1 hierarchy beside it).
@@ -73,6 +77,44 @@ func enterCgroup(parent string, pid int) error {
 		errs = append(errs, os.WriteFile(filepath.Join(leaf, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0o644))
 	}
 	return errors.Join(errs...)
+}
+
+// endShims waits for the last shims beside a containerd that ended, and kills those that
+// nobody is left to tell: their containers are gone.
+func endShims(ctx context.Context, parent string) {
+	deadline := time.Now().Add(shimsMax)
+	for {
+		pids := ownProcesses(parent)
+		if len(pids) == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			for _, pid := range pids {
+				_ = unix.Kill(pid, unix.SIGKILL)
+			}
+		}
+		if !pause(ctx, probeEvery) {
+			return
+		}
+	}
+}
+
+// ownProcesses are containerd and its shims.
+func ownProcesses(parent string) []int {
+	hierarchies, err := cgroupHierarchies()
+	if err != nil {
+		return nil
+	}
+	var pids []int
+	for _, dir := range hierarchies {
+		text, _ := os.ReadFile(filepath.Join(dir, parent, ownCgroup, "cgroup.procs"))
+		for _, field := range strings.Fields(string(text)) {
+			if pid, err := strconv.Atoi(field); err == nil && pid > 1 {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids
 }
 
 // removeCgroups deletes our empty cgroups. What still has processes stays.

@@ -168,7 +168,9 @@ func (r *Runtime) Shutdown(ctx context.Context) error {
 		return err
 	}
 	r.unmountLeftovers()
-	return errors.Join(err, r.process.stop(ctx), removeCgroups(r.cfg.CgroupParent))
+	err = errors.Join(err, r.process.stop(ctx))
+	endShims(ctx, r.cfg.CgroupParent)
+	return errors.Join(err, removeCgroups(r.cfg.CgroupParent))
 }
 
 // Version of the containerd that is connected.

@@ -56,6 +56,12 @@ func (r *Runtime) create(ctx context.Context, c worker.Container) error {
 	if err := checkID(c.ID); err != nil {
 		return err
 	}
+	if s, err := r.readState(c.ID); err != nil {
+		return err
+	} else if s.PID != 0 { // a running container keeps its files; its log may need a reader
+		_, _, err := r.openLog(ctx, c)
+		return err
+	}
 	info, err := r.image(ctx, c.ImageDigest)
 	if err != nil {
 		return err
@@ -85,7 +91,7 @@ func (r *Runtime) create(ctx context.Context, c worker.Container) error {
 // checkID keeps ids usable as file names.
 func checkID(id string) error {
 	if id == "" || id != filepath.Base(id) || strings.HasPrefix(id, ".") {
-		return fmt.Errorf("invalid container id %q: %w", id, errdefs.ErrInvalidArgument)
+		return invalid("invalid container id %q", id)
 	}
 	return nil
 }

@@ -94,7 +94,7 @@ func readImage(ctx context.Context, image client.Image) (imageInfo, error) {
 		return imageInfo{}, err
 	}
 	if descriptor.Size > imageConfigMax {
-		return imageInfo{}, fmt.Errorf("its configuration has %d bytes, more than %d: %w", descriptor.Size, imageConfigMax, errdefs.ErrInvalidArgument)
+		return imageInfo{}, invalid("its configuration has %d bytes, more than %d", descriptor.Size, imageConfigMax)
 	}
 	blob, err := content.ReadBlob(ctx, image.ContentStore(), descriptor)
 	if err != nil {

@@ -51,10 +51,10 @@ func sortMounts(mounts []specs.Mount) {
 // checkTarget refuses destinations that cannot be mounted on.
 func checkTarget(m mount.Mount) error {
 	if !path.IsAbs(m.Target) {
-		return fmt.Errorf("invalid mount target %q: it must be an absolute path: %w", m.Target, errdefs.ErrInvalidArgument)
+		return invalid("invalid mount target %q: it must be an absolute path", m.Target)
 	}
 	if path.Clean(m.Target) == "/" {
-		return fmt.Errorf("invalid mount target, must not be '/': %w", errdefs.ErrInvalidArgument)
+		return invalid("invalid mount target, must not be '/'")
 	}
 	return nil
 }
@@ -70,7 +70,7 @@ func bindMount(m mount.Mount) (specs.Mount, error) {
 		err = os.MkdirAll(m.Source, 0o755)
 	}
 	if errors.Is(err, os.ErrNotExist) {
-		return specs.Mount{}, fmt.Errorf("invalid mount config for type %q: bind source path does not exist: %s: %w", "bind", m.Source, errdefs.ErrInvalidArgument)
+		return specs.Mount{}, invalid("invalid mount config for type %q: bind source path does not exist: %s", "bind", m.Source)
 	}
 	if err != nil {
 		return specs.Mount{}, fmt.Errorf("invalid mount config for type %q: %w: %w", "bind", err, errdefs.ErrInvalidArgument)
@@ -80,7 +80,7 @@ func bindMount(m mount.Mount) (specs.Mount, error) {
 		propagation = mount.PropagationRPrivate
 	}
 	if !slices.Contains(mount.Propagations, propagation) {
-		return specs.Mount{}, fmt.Errorf("invalid mount propagation %q: %w", propagation, errdefs.ErrInvalidArgument)
+		return specs.Mount{}, invalid("invalid mount propagation %q", propagation)
 	}
 	return bind(m.Source, m.Target, bindFlags(m.ReadOnly, o), string(propagation)), nil
 }
@@ -123,7 +123,7 @@ func rootPropagation(mounts []mount.Mount) string {
 // tmpfsMount makes a tmpfs with docker's defaults (noexec, nosuid, nodev), which options may lift.
 func tmpfsMount(m mount.Mount) (specs.Mount, error) {
 	if m.Source != "" {
-		return specs.Mount{}, fmt.Errorf("invalid mount config for type %q: field Source must not be specified: %w", "tmpfs", errdefs.ErrInvalidArgument)
+		return specs.Mount{}, invalid("invalid mount config for type %q: field Source must not be specified", "tmpfs")
 	}
 	options := []string{"noexec", "nosuid", "nodev", "rprivate"}
 	if m.ReadOnly {

@@ -13,7 +13,6 @@ import (
 	shimapi "github.com/containerd/containerd/api/runtime/task/v3"
 	taskapi "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
-	"github.com/containerd/errdefs"
 	"github.com/containerd/ttrpc"
 )
 
@@ -68,7 +67,7 @@ func dialShim(ctx context.Context, bundle string) (net.Conn, error) {
 		return nil, fmt.Errorf("bootstrap.json of a shim: %w", err)
 	}
 	if bootstrap.Protocol != "ttrpc" {
-		return nil, fmt.Errorf("shim speaks %q: %w", bootstrap.Protocol, errdefs.ErrNotImplemented)
+		return nil, notYet("shim speaks %q", bootstrap.Protocol)
 	}
 	var d net.Dialer
 	return d.DialContext(ctx, "unix", strings.TrimPrefix(bootstrap.Address, "unix://"))

@@ -86,7 +86,7 @@ func commandLine(c *swarm.ContainerSpec, image ocispec.ImageConfig) ([]string, e
 	}
 	line := append(slices.Clone(entrypoint), args...)
 	if len(line) == 0 {
-		return nil, fmt.Errorf("no command specified: %w", errdefs.ErrInvalidArgument)
+		return nil, invalid("no command specified")
 	}
 	return line, nil
 }
@@ -270,31 +270,30 @@ func seccompProfile(p *swarm.Privileges, s *specs.Spec) (*specs.LinuxSeccomp, er
 		}
 		return profile, nil
 	}
-	return nil, fmt.Errorf("unknown seccomp mode %q: use default, unconfined or custom: %w", mode, errdefs.ErrInvalidArgument)
+	return nil, invalid("unknown seccomp mode %q: use default, unconfined or custom", mode)
 }
 
 // unsupported names the first thing of a spec that this runtime cannot give. Nothing is silently left out.
 func unsupported(c worker.Container) error {
-	refuse := func(what string) error { return fmt.Errorf("%s: %w", what, errdefs.ErrNotImplemented) }
 	s := c.Spec
 	switch {
 	case s == nil:
-		return fmt.Errorf("task has no container specification: %w", errdefs.ErrInvalidArgument)
+		return invalid("task has no container specification")
 	case c.Network != networkHost && c.Network != "none":
-		return refuse(fmt.Sprintf("network %q is not there yet: use host or none", c.Network))
+		return notYet("network %q is not there yet: use host or none", c.Network)
 	case len(s.Secrets) > 0:
-		return refuse("secrets are not there yet: remove --secret")
+		return notYet("secrets are not there yet: remove --secret")
 	case len(s.Configs) > 0:
-		return refuse("configs are not there yet: remove --config")
+		return notYet("configs are not there yet: remove --config")
 	case s.Isolation != "" && s.Isolation != "default":
-		return refuse(fmt.Sprintf("isolation %q does not exist on Linux: remove --isolation", s.Isolation))
+		return notYet("isolation %q does not exist on Linux: remove --isolation", s.Isolation)
 	}
 	if p := s.Privileges; p != nil {
 		if p.CredentialSpec != nil {
-			return refuse("credential specs do not exist on Linux: remove --credential-spec")
+			return notYet("credential specs do not exist on Linux: remove --credential-spec")
 		}
 		if se := p.SELinuxContext; se != nil && *se != (swarm.SELinuxContext{}) && !se.Disable {
-			return refuse("SELinux contexts are not there yet")
+			return notYet("SELinux contexts are not there yet")
 		}
 	}
 	return nil

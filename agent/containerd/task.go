@@ -113,26 +113,16 @@ func startError(err error) error {
 	if text == err.Error() {
 		return fmt.Errorf("start: %w", err)
 	}
-	kind := error(errdefs.ErrUnknown)
 	switch {
 	case strings.Contains(text, "executable file not found in $PATH"),
 		strings.HasPrefix(text, "exec:") && strings.Contains(text, "no such file or directory"):
-		kind = errdefs.ErrNotFound
+		return errdefs.ErrNotFound.WithMessage(text)
 	case strings.HasPrefix(text, "exec:"), strings.Contains(text, "permission denied"), strings.Contains(text, "not a directory"),
 		strings.Contains(text, "invalid argument"), strings.Contains(text, "sysctl"), strings.Contains(text, "chdir to cwd"):
-		kind = errdefs.ErrInvalidArgument
+		return errdefs.ErrInvalidArgument.WithMessage(text)
 	}
-	return startFailure{text: text, kind: kind}
+	return errdefs.ErrUnknown.WithMessage(text)
 }
-
-// startFailure keeps the kind out of the text, which is shown to users as it is.
-type startFailure struct {
-	text string
-	kind error
-}
-
-func (f startFailure) Error() string { return f.text }
-func (f startFailure) Unwrap() error { return f.kind }
 
 // Wait returns when the process has ended, also one that was started by an earlier agent. It lasts through restarts of containerd.
 func (r *Runtime) Wait(ctx context.Context, id string) (worker.Exit, error) {
@@ -249,7 +239,7 @@ func (r *Runtime) stopSignal(ctx context.Context, id, asked string) (unix.Signal
 		}
 		number, err := signal.ParseSignal(name)
 		if err != nil {
-			return 0, fmt.Errorf("%s: %w", err, errdefs.ErrInvalidArgument)
+			return 0, invalid("%s", err)
 		}
 		return number, nil
 	}

@@ -2,14 +2,12 @@ package containerd
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"os"
 	"strings"
 	"sync"
 
 	"github.com/containerd/continuity/fs"
-	"github.com/containerd/errdefs"
 	"github.com/moby/sys/user"
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -80,7 +78,7 @@ func readBounded(path string, max int64) ([]byte, error) {
 		return nil, err
 	}
 	if !info.Mode().IsRegular() || info.Size() > max {
-		return nil, fmt.Errorf("%s is not a file of at most %d bytes: %w", path, max, errdefs.ErrInvalidArgument)
+		return nil, invalid("%s is not a file of at most %d bytes", path, max)
 	}
 	return os.ReadFile(path)
 }
@@ -89,12 +87,12 @@ func readBounded(path string, max int64) ([]byte, error) {
 func lookUpUser(passwd, group, groupAgain io.Reader, name string, groups []string) (specs.User, error) {
 	found, err := user.GetExecUser(name, nil, passwd, group)
 	if err != nil {
-		return specs.User{}, fmt.Errorf("%s: %w", err, errdefs.ErrInvalidArgument)
+		return specs.User{}, invalid("%s", err)
 	}
 	u := specs.User{UID: uint32(found.Uid), GID: uint32(found.Gid)}
 	more, err := user.GetAdditionalGroups(groups, groupAgain)
 	if err != nil {
-		return specs.User{}, fmt.Errorf("%s: %w", err, errdefs.ErrInvalidArgument)
+		return specs.User{}, invalid("%s", err)
 	}
 	seen := make(map[uint32]bool)
 	for _, gid := range append(append([]int{found.Gid}, found.Sgids...), more...) {

@@ -80,7 +80,7 @@ func (r *Runtime) mount(ctx context.Context, c worker.Container, info imageInfo,
 	case m.Type == mount.TypeVolume:
 		return r.namedVolume(ctx, c, info, m)
 	}
-	return specs.Mount{}, fmt.Errorf("mounts of type %q are not there yet: use bind, volume or tmpfs: %w", m.Type, errdefs.ErrNotImplemented)
+	return specs.Mount{}, notYet("mounts of type %q are not there yet: use bind, volume or tmpfs", m.Type)
 }
 
 func (r *Runtime) anonymousVolume(ctx context.Context, c worker.Container, info imageInfo, m mount.Mount, name string) (specs.Mount, error) {
@@ -96,8 +96,8 @@ func (r *Runtime) namedVolume(ctx context.Context, c worker.Container, info imag
 
 func checkVolumeName(name string) error {
 	if len(name) > volumeNameMax || !regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]+$`).MatchString(name) {
-		return fmt.Errorf("%q includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. "+
-			"If you intended to pass a host directory, use absolute path: %w", name, errdefs.ErrInvalidArgument)
+		return invalid("%q includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. "+
+			"If you intended to pass a host directory, use absolute path", name)
 	}
 	return nil
 }
@@ -109,7 +109,7 @@ func (r *Runtime) volume(ctx context.Context, c worker.Container, info imageInfo
 		o = &mount.VolumeOptions{}
 	}
 	if d := o.DriverConfig; d != nil && (d.Name != "" && d.Name != "local" || len(d.Options) > 0) {
-		return specs.Mount{}, fmt.Errorf("volume drivers and their options are not there yet: use the plain local driver for %s: %w", m.Source, errdefs.ErrNotImplemented)
+		return specs.Mount{}, notYet("volume drivers and their options are not there yet: use the plain local driver for %s", m.Source)
 	}
 	data := filepath.Join(dir, "_data")
 	if err := r.makeVolume(ctx, c, info, m, o, dir); err != nil {

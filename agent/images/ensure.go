@@ -2,7 +2,6 @@ package images
 
 import (
 	"context"
-	"fmt"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/images"
@@ -86,6 +85,6 @@ func isUnnamed(name string) bool { return strings.HasPrefix(name, unnamed) }
 
 // nowhere says who was asked in vain.
 func nowhere(name string, asked []string) error {
-	return fmt.Errorf("image %s is nowhere: not in the local store%s: load it on any node with \"swarm image load\", or check its name: %w",
-		familiar(name), strings.Join(append([]string{""}, asked...), "; "), errdefs.ErrNotFound)
+	return notFound("image %s is nowhere: not in the local store%s: load it on any node with \"swarm image load\", or check its name",
+		familiar(name), strings.Join(append([]string{""}, asked...), "; "))
 }

@@ -66,7 +66,7 @@ func bare(d digest.Digest) (reference.Named, error) {
 // fetchTarget downloads everything of an image that this platform needs, then names and unpacks it.
 func (i *Images) fetchTarget(ctx context.Context, name string, target ocispec.Descriptor, sources []source, progress func(string)) error {
 	if !images.IsIndexType(target.MediaType) && !images.IsManifestType(target.MediaType) {
-		return fmt.Errorf("%s is of type %q, not an image: %w", target.Digest, target.MediaType, errdefs.ErrInvalidArgument)
+		return invalid("%s is of type %q, not an image", target.Digest, target.MediaType)
 	}
 	ctx, done, err := i.client.WithLease(ctx, leases.WithRandomID(), leases.WithExpiration(leaseMax))
 	if err != nil {
@@ -103,7 +103,7 @@ func (i *Images) fetchHandler(d *download) images.Handler {
 		}
 		below, err := children(ctx, desc)
 		if len(below) > childrenMax {
-			return nil, fmt.Errorf("%s refers to %d blobs, more than %d: %w", desc.Digest, len(below), childrenMax, errdefs.ErrInvalidArgument)
+			return nil, invalid("%s refers to %d blobs, more than %d", desc.Digest, len(below), childrenMax)
 		}
 		return below, err
 	})
@@ -119,7 +119,7 @@ func checkDescriptor(d ocispec.Descriptor) error {
 		return fmt.Errorf("digest %q: %w: %w", d.Digest, err, errdefs.ErrInvalidArgument)
 	}
 	if d.Size <= 0 || d.Size > limit {
-		return fmt.Errorf("%s of type %s has %d bytes, allowed are 1 to %d: %w", d.Digest, d.MediaType, d.Size, limit, errdefs.ErrInvalidArgument)
+		return invalid("%s of type %s has %d bytes, allowed are 1 to %d", d.Digest, d.MediaType, d.Size, limit)
 	}
 	return nil
 }

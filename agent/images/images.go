@@ -51,6 +51,7 @@ type Images struct {
 	platform platforms.MatchComparer
 	changed  chan struct{} // one pending signal at most
 	flights  flights
+	loading  chan struct{} // a token: archives are read one at a time
 
 	mu sync.Mutex
 	// surveys of complete images: while an image's record stands, its blobs do.
@@ -72,6 +73,7 @@ func New(cfg Config) *Images {
 		platform: platforms.Default(),
 		changed:  make(chan struct{}, 1),
 		flights:  flights{byKey: make(map[string]*flight)},
+		loading:  make(chan struct{}, 1),
 		surveys:  make(map[digest.Digest]*survey),
 		unpacked: make(map[digest.Digest]bool),
 	}

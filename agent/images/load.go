@@ -20,12 +20,24 @@ const archiveMax = 64 << 30
 
 // Load imports a docker-save or OCI archive, plain or compressed, and reports each loaded reference.
 func (i *Images) Load(ctx context.Context, from io.Reader, progress func(string)) error {
+	if progress == nil {
+		progress = func(string) {}
+	}
+	select {
+	case i.loading <- struct{}{}:
+		defer func() { <-i.loading }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	// The lease keeps blobs from being collected until records refer to them.
 	ctx, done, err := i.client.WithLease(ctx)
 	if err != nil {
 		return fmt.Errorf("load: %w", err)
 	}
 	defer done(context.WithoutCancel(ctx))
+	if err := i.abortLeftovers(ctx); err != nil {
+		return err
+	}
 	index, err := i.ingest(ctx, from)
 	if err != nil {
 		return err
@@ -42,6 +54,20 @@ func (i *Images) Load(ctx context.Context, from io.Reader, progress func(string)
 			progress("Loaded image ID: " + record.Target.Digest.String())
 		} else {
 			progress("Loaded image: " + familiar(record.Name))
+		}
+	}
+	return nil
+}
+
+// abortLeftovers drops what a load that broke off was writing: entries of archives share their names.
+func (i *Images) abortLeftovers(ctx context.Context) error {
+	statuses, err := i.store().ListStatuses(ctx, "ref~=^tar-")
+	if err != nil {
+		return fmt.Errorf("load: %w", err)
+	}
+	for _, s := range statuses {
+		if err := i.store().Abort(ctx, s.Ref); err != nil && !errdefs.IsNotFound(err) {
+			return fmt.Errorf("load: %w", err)
 		}
 	}
 	return nil
@@ -115,7 +141,7 @@ func (i *Images) archived(ctx context.Context, target ocispec.Descriptor) ([]ima
 	}
 	if len(found) == 0 {
 		if refused == nil {
-			refused = fmt.Errorf("archive holds no image: %w", errdefs.ErrInvalidArgument)
+			refused = invalid("archive holds no image")
 		}
 		return nil, refused
 	}
@@ -127,11 +153,11 @@ func (i *Images) incomplete(name string, s *survey) error {
 	here := platforms.Format(platforms.DefaultSpec())
 	switch {
 	case s.missing != "":
-		return fmt.Errorf("image %s lacks blob %s: save it again: %w", name, s.missing, errdefs.ErrInvalidArgument)
+		return invalid("image %s lacks blob %s: save it again", name, s.missing)
 	case len(s.platforms) > 0:
-		return fmt.Errorf("image %s is for %s, this node is %s: build it for this platform: %w", name, platforms.Format(s.platforms[0]), here, errdefs.ErrInvalidArgument)
+		return invalid("image %s is for %s, this node is %s: build it for this platform", name, platforms.Format(s.platforms[0]), here)
 	}
-	return fmt.Errorf("image %s has nothing for %s: %w", name, here, errdefs.ErrInvalidArgument)
+	return invalid("image %s has nothing for %s", name, here)
 }
 
 // keep makes an image's blobs stay, names it and unpacks it.

@@ -19,7 +19,7 @@ const unnamed = "unnamed@"
 func normalize(ref string) (reference.Named, error) {
 	named, err := reference.ParseNormalizedNamed(ref)
 	if err != nil {
-		return nil, fmt.Errorf("invalid reference format: %q: %w", ref, errdefs.ErrInvalidArgument)
+		return nil, invalid("invalid reference format: %q", ref)
 	}
 	return reference.TagNameOnly(named), nil
 }
@@ -54,7 +54,7 @@ func noSuchImage(ref string) error {
 	if named, err := normalize(ref); err == nil {
 		ref = reference.FamiliarString(named)
 	}
-	return fmt.Errorf("No such image: %s: %w", ref, errdefs.ErrNotFound)
+	return notFound("No such image: %s", ref)
 }
 
 // find resolves what a user typed: a name, a pinned name, a digest, or the beginning of an id.
@@ -128,7 +128,7 @@ func (i *Images) findPrefix(ctx context.Context, ref string) ([]images.Image, er
 			continue
 		}
 		if len(found) > 0 && found[0].Target.Digest != r.Target.Digest {
-			return nil, fmt.Errorf("image id %q is ambiguous: use more of it: %w", ref, errdefs.ErrInvalidArgument)
+			return nil, invalid("image id %q is ambiguous: use more of it", ref)
 		}
 		found = append(found, r)
 	}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -12,7 +11,6 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
@@ -24,8 +22,6 @@ import (
 const (
 	// peersMax bounds the holders that are asked for one image.
 	peersMax = 5
-	// peerSilenceMax is how long a peer may send nothing.
-	peerSilenceMax = 15 * time.Second
 )
 
 // peers are the holders as sources, in random order, so that many nodes that need an image do not ask the same one.
@@ -101,7 +97,7 @@ func describe(raw []byte, want digest.Digest) (ocispec.Descriptor, error) {
 	case parsed.MediaType == "" && parsed.Config != nil && parsed.Manifests == nil:
 		d.MediaType = ocispec.MediaTypeImageManifest
 	default:
-		return d, fmt.Errorf("%s is of type %q, not an image: %w", want, parsed.MediaType, errdefs.ErrInvalidArgument)
+		return d, invalid("%s is of type %q, not an image", want, parsed.MediaType)
 	}
 	return d, nil
 }
@@ -117,22 +113,17 @@ func (p *peer) read(ctx context.Context, path string) ([]byte, error) {
 	if n, err := io.Copy(&text, io.LimitReader(body, manifestMax+1)); err != nil {
 		return nil, err
 	} else if n > manifestMax {
-		return nil, fmt.Errorf("answer is longer than %d bytes: %w", manifestMax, errdefs.ErrInvalidArgument)
+		return nil, invalid("answer is longer than %d bytes", manifestMax)
 	}
 	return text.Bytes(), nil
 }
 
 // get opens a path at an offset. The reader fails when the peer falls silent.
 func (p *peer) get(ctx context.Context, path string, offset int64) (io.ReadCloser, error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	silence := time.AfterFunc(peerSilenceMax, func() { cancel(errSilent) })
+	ctx, quiet := newSilence(ctx)
 	fail := func(err error) (io.ReadCloser, error) {
-		silence.Stop()
-		cancel(nil)
-		if errors.Is(context.Cause(ctx), errSilent) {
-			err = errSilent
-		}
-		return nil, err
+		defer quiet.end()
+		return nil, quiet.explain(err)
 	}
 	target := url.URL{Scheme: "http", Host: p.address, Path: path}
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, target.String(), nil)
@@ -157,10 +148,8 @@ func (p *peer) get(ctx context.Context, path string, offset int64) (io.ReadClose
 		response.Body.Close()
 		return fail(fmt.Errorf("answered another range than asked for: %w", errdefs.ErrUnknown))
 	}
-	return &peerBody{body: response.Body, silence: silence, cancel: cancel, ctx: ctx}, nil
+	return &guarded{body: response.Body, silence: quiet}, nil
 }
-
-var errSilent = fmt.Errorf("nothing came for %s: %w", peerSilenceMax, errdefs.ErrUnavailable)
 
 func kindOf(status int) error {
 	switch status {
@@ -170,30 +159,6 @@ func kindOf(status int) error {
 		return errdefs.ErrPermissionDenied
 	}
 	return errdefs.ErrUnavailable
-}
-
-// peerBody is an answer that must not fall silent.
-type peerBody struct {
-	ctx     context.Context
-	body    io.ReadCloser
-	silence *time.Timer
-	cancel  context.CancelCauseFunc
-}
-
-func (b *peerBody) Read(into []byte) (int, error) {
-	b.silence.Reset(peerSilenceMax)
-	n, err := b.body.Read(into)
-	if err != nil && err != io.EOF && errors.Is(context.Cause(b.ctx), errSilent) {
-		err = errSilent
-	}
-	return n, err
-}
-
-func (b *peerBody) Close() error {
-	b.silence.Stop()
-	err := b.body.Close()
-	b.cancel(nil)
-	return err
 }
 
 // Fetch opens a blob lazily: what is there already is skipped by asking for the rest only.
@@ -226,7 +191,7 @@ func (b *peerBlob) Read(into []byte) (int, error) {
 // Seek supports what resuming needs: an absolute offset.
 func (b *peerBlob) Seek(offset int64, whence int) (int64, error) {
 	if whence != io.SeekStart || offset < 0 || offset > b.blob.Size {
-		return b.offset, fmt.Errorf("seek to %d: %w", offset, errdefs.ErrInvalidArgument)
+		return b.offset, invalid("seek to %d", offset)
 	}
 	err := b.Close()
 	b.body, b.offset = nil, offset

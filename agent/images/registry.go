@@ -104,13 +104,19 @@ func (h *hub) Fetch(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, e
 	if err != nil {
 		return nil, err
 	}
-	return fetcher.Fetch(ctx, d)
+	ctx, quiet := newSilence(ctx)
+	body, err := fetcher.Fetch(ctx, d)
+	if err != nil {
+		defer quiet.end()
+		return nil, quiet.explain(err)
+	}
+	return &guarded{body: body, silence: quiet}, nil
 }
 
 // readJSON fetches a small blob and verifies it.
 func (h *hub) readJSON(ctx context.Context, d ocispec.Descriptor, into any) error {
 	if d.Size > manifestMax {
-		return fmt.Errorf("%s has %d bytes, more than %d: %w", d.Digest, d.Size, manifestMax, errdefs.ErrInvalidArgument)
+		return invalid("%s has %d bytes, more than %d", d.Digest, d.Size, manifestMax)
 	}
 	body, err := h.Fetch(ctx, d)
 	if err != nil {

@@ -84,8 +84,8 @@ func (i *Images) refuseName(ctx context.Context, ref string, record images.Image
 	if err != nil || id == "" {
 		return err
 	}
-	return fmt.Errorf("conflict: unable to remove repository reference %q (must force) - container %s is using its referenced image %s: %w",
-		ref, short(id), short(record.Target.Digest.Encoded()), errdefs.ErrConflict)
+	return conflict("conflict: unable to remove repository reference %q (must force) - container %s is using its referenced image %s",
+		ref, short(id), short(record.Target.Digest.Encoded()))
 }
 
 // refuseID protects an image with names in several repositories, or that a container uses.
@@ -99,16 +99,16 @@ func (i *Images) refuseID(ctx context.Context, found []images.Image, force bool)
 		}
 	}
 	if len(repositories) > 1 && !force {
-		return fmt.Errorf("conflict: unable to delete %s (must be forced) - image is referenced in multiple repositories: %w", hex, errdefs.ErrConflict)
+		return conflict("conflict: unable to delete %s (must be forced) - image is referenced in multiple repositories", hex)
 	}
 	id, running, err := i.user(ctx, found[0])
 	switch {
 	case err != nil || id == "":
 		return err
 	case running:
-		return fmt.Errorf("conflict: unable to delete %s (cannot be forced) - image is being used by running container %s: %w", hex, short(id), errdefs.ErrConflict)
+		return conflict("conflict: unable to delete %s (cannot be forced) - image is being used by running container %s", hex, short(id))
 	case !force:
-		return fmt.Errorf("conflict: unable to delete %s (must be forced) - image is being used by stopped container %s: %w", hex, short(id), errdefs.ErrConflict)
+		return conflict("conflict: unable to delete %s (must be forced) - image is being used by stopped container %s", hex, short(id))
 	}
 	return nil
 }

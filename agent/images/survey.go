@@ -69,7 +69,7 @@ func (i *Images) surveyTarget(ctx context.Context, s *survey, target ocispec.Des
 		return noteMissing(s, target, err)
 	}
 	if len(index.Manifests) > childrenMax {
-		return fmt.Errorf("index refers to %d manifests, more than %d: %w", len(index.Manifests), childrenMax, errdefs.ErrInvalidArgument)
+		return invalid("index refers to %d manifests, more than %d", len(index.Manifests), childrenMax)
 	}
 	for _, m := range index.Manifests {
 		if images.IsManifestType(m.MediaType) && !isAttestation(m) {
@@ -93,7 +93,7 @@ func (i *Images) surveyManifest(ctx context.Context, s *survey, target ocispec.D
 		return noteMissing(s, target, err)
 	}
 	if len(manifest.Layers) > childrenMax {
-		return fmt.Errorf("manifest refers to %d layers, more than %d: %w", len(manifest.Layers), childrenMax, errdefs.ErrInvalidArgument)
+		return invalid("manifest refers to %d layers, more than %d", len(manifest.Layers), childrenMax)
 	}
 	config := imageConfig{}
 	raw, err := i.readBlob(ctx, manifest.Config)
@@ -148,7 +148,7 @@ func (i *Images) readJSON(ctx context.Context, d ocispec.Descriptor, into any) e
 // readBlob reads a small blob from the local store.
 func (i *Images) readBlob(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
 	if d.Size > manifestMax {
-		return nil, fmt.Errorf("%s has %d bytes, more than %d: %w", d.Digest, d.Size, manifestMax, errdefs.ErrInvalidArgument)
+		return nil, invalid("%s has %d bytes, more than %d", d.Digest, d.Size, manifestMax)
 	}
 	d.Data = nil // believed only after verification, which the store has done
 	return content.ReadBlob(ctx, i.store(), d)
