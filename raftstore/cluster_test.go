@@ -134,13 +134,13 @@ func (c *cluster) form(n int) []*manager {
 		}
 		return nil
 	})
-	c.eventually("all are voters", func() bool { return c.voters(all[0]) == n && c.knowLeader(all) })
+	c.eventually("all know each other as voters", func() bool { return c.agree(all) })
 	return all
 }
 
-func (c *cluster) knowLeader(all []*manager) bool {
+func (c *cluster) agree(all []*manager) bool {
 	for _, m := range all {
-		if id, _ := m.Leader(); id == "" {
+		if id, _ := m.Leader(); id == "" || c.voters(m) != len(all) {
 			return false
 		}
 	}
@@ -324,11 +324,6 @@ func (l *pipeListener) Close() error {
 func (l *pipeListener) Addr() net.Addr { return streamAddr("pipe") }
 
 // bubble runs a story about a cluster in virtual time.
-func bubble(t *testing.T, story func(c *cluster)) {
-	synctest.Test(t, func(t *testing.T) { story(newCluster(t)) })
-}
-
-func countService(tx *Tx, name string) error {
-	tx.PutService(Service{Meta: Meta{ID: NewID()}, Name: name})
-	return nil
+func bubble(t *testing.T, story func(t *testing.T, c *cluster)) {
+	synctest.Test(t, func(t *testing.T) { story(t, newCluster(t)) })
 }

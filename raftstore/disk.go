@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -44,11 +45,11 @@ func openDisk(cfg Config, log *sealedLog) (*disk, error) {
 	}
 	d := &disk{}
 	path := filepath.Join(cfg.Dir, logFile)
-	err := guarded(path, func() (err error) {
-		d.bolt, err = openBolt(path, cfg.noSync)
-		return err
-	})
+	err := guarded(path, func() error { return walkBolt(path) })
 	if err != nil {
+		return nil, err
+	}
+	if d.bolt, err = openBolt(path, cfg.noSync); err != nil {
 		return nil, err
 	}
 	if err := d.assemble(cfg, path, log); err != nil {
@@ -82,6 +83,29 @@ func (d *disk) assemble(cfg Config, path string, log *sealedLog) error {
 	return guarded(path, func() error { return d.checkLog(covered) })
 }
 
+// walkBolt visits every page of the log before it is opened for writing: that opening reads them too, but in a goroutine
+// of bbolt's, where nothing can stop a damaged page from ending the process.
+func walkBolt(path string) error {
+	if info, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) || err == nil && info.Size() == 0 {
+		return nil // bbolt is about to make it
+	}
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: lockWait})
+	if err != nil {
+		return explainBolt(path, err)
+	}
+	var sum byte
+	walk := func(_ []byte, b *bbolt.Bucket) error {
+		return b.ForEach(func(_, value []byte) error {
+			for _, c := range value {
+				sum ^= c
+			}
+			return nil
+		})
+	}
+	err = db.View(func(tx *bbolt.Tx) error { return tx.ForEach(walk) })
+	return errors.Join(err, db.Close())
+}
+
 func openBolt(path string, noSync bool) (*raftboltdb.BoltStore, error) {
 	bolt, err := raftboltdb.New(raftboltdb.Options{
 		Path:                    path,
@@ -89,15 +113,20 @@ func openBolt(path string, noSync bool) (*raftboltdb.BoltStore, error) {
 		NoSync:                  noSync,
 		MsgpackUseNewTimeFormat: true,
 	})
-	switch {
-	case errors.Is(err, bbolt.ErrTimeout):
-		return nil, fmt.Errorf("the cluster log %s is in use by another process: stop the other swarm agent, or choose another --data-dir", path)
-	case errors.Is(err, bbolt.ErrInvalid), errors.Is(err, bbolt.ErrChecksum), errors.Is(err, bbolt.ErrVersionMismatch):
-		return nil, fmt.Errorf("the cluster log %s is damaged: %w. Nothing was changed. %s", path, err, rejoinAdvice)
-	case err != nil:
-		return nil, fmt.Errorf("open the cluster log %s: %w", path, err)
+	if err != nil {
+		return nil, explainBolt(path, err)
 	}
 	return bolt, nil
+}
+
+func explainBolt(path string, err error) error {
+	switch {
+	case errors.Is(err, bbolt.ErrTimeout):
+		return fmt.Errorf("the cluster log %s is in use by another process: stop the other swarm agent, or choose another --data-dir", path)
+	case errors.Is(err, fs.ErrPermission), errors.As(err, new(syscall.Errno)):
+		return fmt.Errorf("open the cluster log %s: %w", path, err)
+	}
+	return fmt.Errorf("the cluster log %s is damaged: %w. Nothing was changed. %s", path, err, rejoinAdvice)
 }
 
 // guarded turns the panics and memory faults with which bbolt meets damaged pages into an error that names the file.

@@ -27,8 +27,9 @@ type sealedLog struct {
 	mu sync.Mutex // guards:
 	// commands are the indexes of commands stored since the start and not yet known to be applied, in ascending order.
 	commands []uint64
-	// fault is the last write that failed, nil after one that did not.
-	fault error
+	// fault is the last write that failed, nil after one that did not; faultAt is when.
+	fault   error
+	faultAt time.Time
 }
 
 // place binds sealed data to its entry, so that entries cannot change places.
@@ -113,14 +114,17 @@ func (e storeFault) Unwrap() error { return e.error }
 func (s *sealedLog) stored(err error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.fault = storeFault{err}
+	s.fault, s.faultAt = storeFault{err}, time.Now()
 	return s.fault
 }
 
-// lastFault is the error of the last write, nil if it went well.
-func (s *sealedLog) lastFault() error {
+// faultSince is the error of the last write, nil if it went well or was before a time.
+func (s *sealedLog) faultSince(t time.Time) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.faultAt.Before(t) {
+		return nil
+	}
 	return s.fault
 }
 

@@ -99,7 +99,8 @@ func (c *chunks) place(last bool) []byte {
 type sealedSink struct {
 	raft.SnapshotSink
 	chunks
-	plain []byte
+	plain  []byte
+	closed bool
 }
 
 func (s *sealedSink) Write(p []byte) (int, error) {
@@ -128,11 +129,22 @@ func (s *sealedSink) flush(plain []byte, last bool) error {
 	return err
 }
 
+// Close may be called again, as raft does after Persist.
 func (s *sealedSink) Close() error {
+	if s.closed {
+		return nil
+	}
+	s.closed = true
 	if err := s.flush(s.plain, true); err != nil {
 		return errors.Join(err, s.SnapshotSink.Cancel())
 	}
 	return s.SnapshotSink.Close()
+}
+
+// Cancel drops the snapshot.
+func (s *sealedSink) Cancel() error {
+	s.closed = true
+	return s.SnapshotSink.Cancel()
 }
 
 type sealedReader struct {

@@ -26,6 +26,8 @@ const (
 	forwardTimeout = 5 * time.Second
 	// enqueueTimeout bounds how long a commit waits in raft's queue.
 	enqueueTimeout = 5 * time.Second
+	// applyWait bounds how long to wait until this replica has what the leader committed.
+	applyWait = 30 * time.Second
 )
 
 // Update runs change on a snapshot and commits what it wrote; change runs again after a conflict, a bounded
@@ -99,36 +101,46 @@ func (s *Store) catchUp(ctx context.Context, seen *State) bool {
 // propose has the leader, whoever it is, decide on a commit. The commit's id makes it safe to ask again: the state
 // machine answers a commit that it has done already.
 func (s *Store) propose(ctx context.Context, commit []byte) (verdict, error) {
-	giveUp := time.Now().Add(proposeWait)
+	began := time.Now()
+	doubt := "" // set once a try ended without an answer
 	for {
 		answer, err := s.proposeOnce(ctx, commit)
-		if err == nil || !s.worthRetrying(ctx, err) {
+		if err == nil || !s.worthRetrying(err) {
 			return answer, err
+		}
+		if fault := s.disk.log.faultSince(began); fault != nil && len(s.servers()) <= 1 {
+			// Alone there is nobody who could take over from this manager's disk.
+			return answer, s.explain(fault)
+		}
+		if !errors.Is(err, errNoLeader) && !errors.Is(err, raft.ErrNotLeader) && !errors.Is(err, raft.ErrEnqueueTimeout) {
+			doubt = mayStillHappen
 		}
 		since := s.leaderlessSince()
-		if !since.IsZero() && time.Since(since) > leaderWait {
-			return answer, s.noLeader(ctx)
+		switch {
+		case !since.IsZero() && (time.Since(since) > leaderWait || ctx.Err() == context.DeadlineExceeded):
+			return answer, fmt.Errorf("%w%s%w", s.noLeader(), doubt, silent{ctx.Err()})
+		case ctx.Err() != nil:
+			return answer, fmt.Errorf("%w, last: %w.%s", ctx.Err(), err, doubt)
+		case time.Since(began) > proposeWait:
+			return answer, fmt.Errorf("not committed within %s: %w.%s", proposeWait, err, doubt)
 		}
-		if time.Now().After(giveUp) {
-			return answer, fmt.Errorf("commit not made within %s: %w", proposeWait, err)
-		}
-		if err := pause(ctx, proposePause); err != nil {
-			return answer, err
-		}
+		_ = pause(ctx, proposePause)
 	}
 }
 
-func (s *Store) worthRetrying(ctx context.Context, err error) bool {
-	if ctx.Err() != nil || errdefs.IsInvalidArgument(err) {
+// mayStillHappen ends errors about a commit that is in some manager's log without being committed.
+const mayStillHappen = " The change may still take effect when there is a leader."
+
+func (s *Store) worthRetrying(err error) bool {
+	if errdefs.IsInvalidArgument(err) {
 		return false
 	}
 	select {
 	case <-s.closing:
 		return false
 	default:
+		return true
 	}
-	// Alone there is nobody who could take over from this manager's disk.
-	return !errors.As(err, new(storeFault)) || len(s.Members()) > 1
 }
 
 var errNoLeader = fmt.Errorf("no leader is known: %w", errdefs.ErrUnavailable)
@@ -179,8 +191,8 @@ func (s *Store) proposeHere(ctx context.Context, commit []byte) (verdict, error)
 
 // explain gives raft's errors their kind.
 func (s *Store) explain(err error) error {
-	if fault := new(storeFault); errors.As(err, fault) {
-		return fmt.Errorf("nothing was changed: %w. Free space on the disk of manager %s%w", fault, s.cfg.NodeID, silent{errdefs.ErrUnavailable})
+	if errors.As(err, new(storeFault)) {
+		return fmt.Errorf("nothing was changed: %w. Free space on the disk of manager %s%w", err, s.cfg.NodeID, silent{errdefs.ErrUnavailable})
 	}
 	if errors.Is(err, raft.ErrRaftShutdown) {
 		return errStopped()
@@ -222,11 +234,15 @@ func decodeVerdict(index uint64, raw []byte) (verdict, error) {
 func (s *Store) waitApplied(ctx context.Context, index uint64) error {
 	reached, forget := s.fsm.reached(index)
 	defer forget()
+	timer := time.NewTimer(applyWait)
+	defer timer.Stop()
 	select {
 	case <-reached:
 		return nil
+	case <-timer.C:
+		return fmt.Errorf("the cluster is at index %d, but this manager did not get there within %s; ask another manager: %w", index, applyWait, errdefs.ErrUnavailable)
 	case <-ctx.Done():
-		return fmt.Errorf("committed at index %d, which this manager has not reached: %w", index, ctx.Err())
+		return fmt.Errorf("the cluster is at index %d, which this manager has not reached: %w", index, ctx.Err())
 	case <-s.closing:
 		return errStopped()
 	}

@@ -31,7 +31,7 @@ func (s *Store) View(ctx context.Context) (*State, error) {
 	index, err := s.view.do(ctx, s.readIndex)
 	if err != nil {
 		if ctx.Err() == context.DeadlineExceeded && !s.leaderlessSince().IsZero() {
-			return nil, s.noLeader(context.WithoutCancel(ctx))
+			return nil, fmt.Errorf("%w%w", s.noLeader(), silent{ctx.Err()})
 		}
 		return nil, err
 	}
@@ -51,7 +51,7 @@ func (s *Store) readIndex() (uint64, error) {
 			return index, nil
 		}
 		if since := s.leaderlessSince(); !since.IsZero() && time.Since(since) > leaderWait {
-			return 0, s.noLeader(ctx)
+			return 0, s.noLeader()
 		}
 		select {
 		case <-s.closing:
@@ -101,7 +101,7 @@ func (s *Store) confirm() (uint64, error) {
 }
 
 // noLeader is the error of calls that need a leader; it counts who could take part in an election.
-func (s *Store) noLeader(ctx context.Context) error {
+func (s *Store) noLeader() error {
 	members := s.Members()
 	voters := 0
 	for _, m := range members {
@@ -109,12 +109,10 @@ func (s *Store) noLeader(ctx context.Context) error {
 			voters++
 		}
 	}
-	reachable, err := s.reachable.do(ctx, func() (uint64, error) { return s.countReachable(members), nil })
-	if err != nil {
-		return err
-	}
+	// Many may wait for the same answer, which takes probeTimeout at most.
+	reachable, _ := s.reachable.do(context.Background(), func() (uint64, error) { return s.countReachable(members), nil })
 	text := fmt.Sprintf("%s (%d of %d managers can be reached from here, this one included.)", noLeaderText, reachable, voters)
-	if fault := s.disk.log.lastFault(); fault != nil {
+	if fault := s.disk.log.faultSince(time.Time{}); fault != nil {
 		text += fmt.Sprintf(" This manager cannot %v: free space on its disk.", fault)
 	}
 	return fmt.Errorf("%s%w", text, silent{errdefs.ErrUnavailable})

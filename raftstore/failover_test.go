@@ -1,0 +1,376 @@
+package raftstore
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/hashicorp/raft"
+	"github.com/moby/moby/api/types/swarm"
+)
+
+func TestWritesGoOnAfterTheLeaderDies(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		all := c.form(3)
+		leader := c.leader(all...)
+		c.update(leader, createService("before"))
+		c.kill(leader)
+		rest := slices.DeleteFunc(all, func(m *manager) bool { return m == leader })
+		began := time.Now()
+		c.update(rest[0], createService("after"))
+		if took := time.Since(began); took > 3*time.Second {
+			t.Errorf("first commit after %s", took)
+		}
+		for _, m := range rest {
+			state, err := m.View(context.Background())
+			if err != nil || state.Services.Len() != 2 {
+				t.Fatalf("%s: %d services, %v", m.id, state.Services.Len(), err)
+			}
+		}
+		back := c.start(leader.id, false)
+		c.eventually("the old leader has caught up", func() bool { return back.Local().Services.Len() == 2 })
+	})
+}
+
+// Writers hammer all managers while leaders are isolated one after the other: each acknowledged increment counts exactly once.
+func TestNothingAcknowledgedIsLostOrDoubledWhenLeadersChange(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		all := c.form(3)
+		c.update(all[0], func(tx *Tx) error { tx.PutTask(Task{Meta: Meta{ID: "counter"}}); return nil })
+		var acknowledged, unknown atomic.Uint64
+		ctx, stop := context.WithCancel(context.Background())
+		var writers []chan struct{}
+		for _, m := range all {
+			done := make(chan struct{})
+			writers = append(writers, done)
+			go func() {
+				defer close(done)
+				for ctx.Err() == nil {
+					if err := m.Update(context.Background(), increment); err == nil {
+						acknowledged.Add(1)
+					} else {
+						unknown.Add(1)
+					}
+					time.Sleep(20 * time.Millisecond)
+				}
+			}()
+		}
+		for range 4 {
+			time.Sleep(2 * time.Second)
+			leader := c.leader(all...)
+			c.isolate(leader.id)
+			time.Sleep(3 * time.Second)
+			c.heal()
+		}
+		stop()
+		for _, done := range writers {
+			<-done
+		}
+		for _, m := range all {
+			state, err := m.View(context.Background())
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, _ := state.Tasks.Get("counter")
+			if low, high := acknowledged.Load(), acknowledged.Load()+unknown.Load(); got.Slot < low || got.Slot > high || low < 100 {
+				t.Errorf("%s: counted %d, acknowledged %d, unknown %d", m.id, got.Slot, low, high-low)
+			}
+		}
+		if a, b := dump(all[0].Local()), dump(all[1].Local()); a != b {
+			t.Errorf("replicas differ:\n%s\n%s", a, b)
+		}
+	})
+}
+
+func TestWithoutMajorityTheErrorSaysSo(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		all := c.form(3)
+		leader := c.leader(all...)
+		c.isolate(leader.id)
+		began := time.Now()
+		err := leader.Update(context.Background(), createService("web"))
+		want := noLeaderText + " (1 of 3 managers can be reached from here, this one included.)"
+		if !errdefs.IsUnavailable(err) || err.Error() != want+mayStillHappen {
+			t.Fatalf("update: got %v", err)
+		}
+		if took := time.Since(began); took > leaderWait+3*time.Second {
+			t.Errorf("said after %s", took)
+		}
+		began = time.Now()
+		if _, err := leader.View(context.Background()); !errdefs.IsUnavailable(err) || err.Error() != want {
+			t.Fatalf("view: got %v", err)
+		}
+		if err := leader.Update(context.Background(), createService("web")); !errdefs.IsUnavailable(err) {
+			t.Fatalf("second update: got %v", err)
+		}
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("once known, said only after %s", took)
+		}
+		if leader.Local().Nodes.Len() != 3 {
+			t.Error("the local state is gone")
+		}
+		c.heal()
+		c.leader(all...)
+		c.update(leader, createService("more"))
+	})
+}
+
+func TestAnIsolatedLeaderServesNoStaleView(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		all := c.form(3)
+		old := c.leader(all...)
+		rest := slices.DeleteFunc(slices.Clone(all), func(m *manager) bool { return m == old })
+		c.isolate(old.id)
+		c.update(rest[0], createService("web"))
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		if state, err := old.View(ctx); err == nil {
+			t.Fatalf("stale view with %d services", state.Services.Len())
+		}
+	})
+}
+
+func TestAllManagersRestartWithTheirState(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		all := c.form(3)
+		for i := range 10 {
+			c.update(all[i%3], createService(fmt.Sprint("s", i)))
+		}
+		want := dump(c.leader(all...).Local())
+		for _, m := range all {
+			c.kill(m)
+		}
+		for i, m := range all {
+			all[i] = c.start(m.id, false)
+		}
+		for _, m := range all {
+			c.eventually("state is back", func() bool { return dump(m.Local()) == want })
+		}
+		c.update(c.leader(all...), createService("more"))
+	})
+}
+
+func TestLateManagerGetsASnapshot(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		c.adjust = func(cfg *Config) { cfg.SnapshotEntries, cfg.TrailingEntries = 1, 1 }
+		first := c.form(1)[0]
+		for i := range 50 {
+			c.update(first, func(tx *Tx) error {
+				tx.PutTask(Task{Meta: Meta{ID: NewID()}, ServiceID: "s", Slot: uint64(i)})
+				tx.PutSpec(Spec{Meta: Meta{ID: SpecID("s", uint64(i))}, ServiceID: "s"})
+				tx.Guard("g")
+				return nil
+			})
+		}
+		if err := first.raft.Snapshot().Error(); err != nil {
+			t.Fatal(err)
+		}
+		late := c.start("n2", false)
+		w := late.Watch()
+		w.Take()
+		c.update(first, func(tx *Tx) error { tx.PutNode(managerNode("n2")); return nil })
+		c.eventually("both are voters", func() bool { return c.voters(first) == 2 })
+		c.eventually("the same state", func() bool { return dump(late.Local()) == dump(first.Local()) })
+		if late.disk.log.FirstIndex(); late.raft.Stats()["last_snapshot_index"] == "0" {
+			t.Error("no snapshot was sent")
+		}
+		if _, dirty := w.Take(); !dirty.All {
+			t.Error("a restored snapshot does not dirty everything")
+		}
+		c.update(late, createService("web"))
+	})
+}
+
+func TestOnlyTheLeaderLeadsAndIsAwaited(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		all := c.form(3)
+		var leading, terms atomic.Int32
+		for _, m := range all {
+			m.work.Go(func() error {
+				return m.WhileLeader(m.ctx, func(ctx context.Context) error {
+					terms.Add(1)
+					if n := leading.Add(1); n > 1 {
+						t.Errorf("%d lead at once", n)
+					}
+					<-ctx.Done()
+					leading.Add(-1)
+					return ctx.Err()
+				})
+			})
+		}
+		for range 3 {
+			time.Sleep(time.Second)
+			if err := c.leader(all...).TransferLeadership(); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Second)
+			c.leader(all...)
+		}
+		if got := terms.Load(); got < 4 {
+			t.Errorf("%d terms", got)
+		}
+	})
+}
+
+func TestDemotedLeaderHandsOverAndLeaves(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		all := c.form(3)
+		old := c.leader(all...)
+		c.update(old, setRole(old.id, swarm.NodeRoleWorker))
+		rest := slices.DeleteFunc(slices.Clone(all), func(m *manager) bool { return m == old })
+		c.eventually("two are left", func() bool { return len(rest[0].Members()) == 2 })
+		c.update(c.leader(rest...), setRole(old.id, swarm.NodeRoleManager))
+		c.eventually("it is back", func() bool { return c.voters(rest[0]) == 3 })
+	})
+}
+
+func TestQuorumIsNeverGivenAway(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		all := c.form(3)
+		leader := c.leader(all...)
+		rest := slices.DeleteFunc(slices.Clone(all), func(m *manager) bool { return m == leader })
+		c.isolate(rest[0].id) // it is away, so the other one must stay
+		time.Sleep(3 * time.Second)
+		c.update(leader, setRole(rest[1].id, swarm.NodeRoleWorker))
+		time.Sleep(10 * time.Second)
+		if n := c.voters(leader); n != 3 {
+			t.Fatalf("%d voters while one is away", n)
+		}
+		for _, member := range leader.Members() {
+			if reachable := member.NodeID != rest[0].id; member.Reachable != reachable {
+				t.Errorf("%s reachable: %v", member.NodeID, member.Reachable)
+			}
+		}
+		c.heal()
+		c.eventually("two voters", func() bool { return c.voters(leader) == 2 })
+	})
+}
+
+func TestLastManagerStays(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		m := c.form(1)[0]
+		c.update(m, setRole("n1", swarm.NodeRoleWorker))
+		time.Sleep(5 * time.Second)
+		if c.voters(m) != 1 {
+			t.Fatal("the last manager is gone")
+		}
+		c.update(m, createService("web"))
+	})
+}
+
+func TestManagerThatMovedIsFound(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		all := c.form(3)
+		leader := c.leader(all...)
+		moved := slices.DeleteFunc(slices.Clone(all), func(m *manager) bool { return m == leader })[0]
+		c.kill(moved)
+		c.adjust = func(cfg *Config) { cfg.Address = moved.id + ":9999" }
+		c.start(moved.id, false)
+		c.update(leader, func(tx *Tx) error {
+			r, _ := tx.Nodes.Get(moved.id)
+			seen := *r
+			seen.Address = moved.id + ":9999"
+			tx.PutObservedNode(seen)
+			return nil
+		})
+		c.eventually("the new address is known", func() bool {
+			return slices.ContainsFunc(leader.Members(), func(m Member) bool {
+				return m.NodeID == moved.id && m.Address == moved.id+":9999" && m.Voter && m.Reachable
+			})
+		})
+	})
+}
+
+func setRole(id string, role swarm.NodeRole) func(*Tx) error {
+	return func(tx *Tx) error {
+		r, _ := tx.Nodes.Get(id)
+		wanted := *r
+		wanted.Spec.Role = role
+		tx.PutNode(wanted)
+		return nil
+	}
+}
+
+// TestMembershipSteps reads: servers in raft's configuration (capital: voter; ? does not answer; ~ answers but is behind),
+// node rows (M: wanted and certified as manager, m: wanted only, w: worker), the step. The leader is a.
+func TestMembershipSteps(t *testing.T) {
+	for _, story := range []struct{ servers, nodes, want string }{
+		{"A", "aM", ""},
+		{"A", "aM bM", "add as non-voter b"},
+		{"A", "aM bm", ""},
+		{"A", "aM bw", ""},
+		{"A b~", "aM bM", "manager b is not up to date yet or does not answer"},
+		{"A b?", "aM bM", "manager b is not up to date yet or does not answer"},
+		{"A b", "aM bM", "promote to voter b"},
+		{"A B? c", "aM bM cM", "promote to voter c"},
+		{"A B? c d", "aM bM cM dM", "promote to voter c"},
+		{"A B? C? d", "aM bM cM dM", "with d as a voter, only 2 of 4 managers would answer"},
+		{"A B C", "aM bM cw", "remove c"},
+		{"A B C", "aM bM", "remove c"},
+		{"A b", "aM", "remove b"},
+		{"A B? C", "aM bM cw", "without c, only 1 of 2 managers would answer"},
+		{"A B? C", "aM bw cM", "remove b"},
+		{"A B? C", "aM bw cw", "remove b"},
+		{"A B", "aM bw", "remove b"},
+		{"A B?", "aM bw", "remove b"},
+		{"A B?", "aw bM", "without a, only 0 of 1 managers would answer"},
+		{"A B C", "aw bM cM", "hand over leadership a"},
+		{"A", "aw", "manager a is the last one"},
+		{"A", "", "manager a is the last one"},
+		{"A B", "aM bw cM", "add as non-voter c"},
+		{"A B@old", "aM bM", "change address b"},
+		{"A B@c", "aM bM cM", "change address b"},
+		{"A B C@d", "aM bM dM", "remove c"},
+		{"A B? C@d", "aM bM dM", "without c, only 1 of 2 managers would answer"},
+		{"A B C@d", "aM bM cw dM", "change address c"},
+	} {
+		if got := nextStep(story.servers, story.nodes); got != strings.ToLower(story.want) && got != story.want {
+			t.Errorf("%s | %s: got %q, want %q", story.servers, story.nodes, got, story.want)
+		}
+	}
+}
+
+func nextStep(servers, nodes string) string {
+	m := membership{self: "a", nodes: newState().Nodes}
+	quiet, behind := map[raft.ServerID]bool{}, map[raft.ServerID]bool{}
+	for _, word := range strings.Fields(servers) {
+		word, address, moved := strings.Cut(word, "@")
+		id := raft.ServerID(strings.ToLower(word[:1]))
+		server := raft.Server{ID: id, Address: raft.ServerAddress(id), Suffrage: raft.Nonvoter}
+		if moved {
+			server.Address = raft.ServerAddress(address)
+		}
+		if word[0] < 'a' {
+			server.Suffrage = raft.Voter
+		}
+		quiet[id], behind[id] = strings.HasSuffix(word, "?"), len(word) > 1
+		m.servers = append(m.servers, server)
+	}
+	for _, word := range strings.Fields(nodes) {
+		node := &Node{Meta: Meta{ID: word[:1]}, Address: word[:1], Role: swarm.NodeRoleWorker}
+		node.Spec.Role = swarm.NodeRoleWorker
+		if word[1] != 'w' {
+			node.Spec.Role = swarm.NodeRoleManager
+		}
+		if word[1] == 'M' {
+			node.Role = swarm.NodeRoleManager
+		}
+		m.nodes.put(node)
+	}
+	m.answers = func(id raft.ServerID) bool { return !quiet[id] }
+	m.caughtUp = func(id raft.ServerID) bool { return !behind[id] }
+	step, blocked := m.next()
+	if step == nil {
+		return blocked
+	}
+	got := fmt.Sprintf("%s %s", step.verb, step.id)
+	if blocked != "" {
+		got = blocked + "; " + got
+	}
+	return got
+}
