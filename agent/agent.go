@@ -79,7 +79,7 @@ func Run(ctx context.Context, cfg Config) error {
 		RunDir:       cfg.RunDir,
 		CgroupParent: cfg.CgroupParent,
 		Logs:         containerLogs{holder},
-		Log:          log.With("component", "containerd"),
+		Log:          log,
 	})
 	if err != nil {
 		return err
@@ -89,7 +89,7 @@ func Run(ctx context.Context, cfg Config) error {
 		Client:             runtime.Client(),
 		Peers:              n.transport(),
 		InsecureRegistries: cfg.InsecureRegistries,
-		Log:                log.With("component", "images"),
+		Log:                log,
 	})
 	n.worker, err = worker.Open(worker.Config{
 		NodeID:    n.id,
@@ -113,7 +113,7 @@ func Run(ctx context.Context, cfg Config) error {
 		ContainerdVersion: containerdVersion(ctx, runtime, log),
 		DataDir:           cfg.DataDir,
 		StartedAt:         time.Now(),
-		Log:               log.With("component", "api"),
+		Log:               log,
 	})
 	return n.run(ctx)
 }

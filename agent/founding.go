@@ -92,7 +92,7 @@ func nodeCertificateLife(s swarm.Spec) time.Duration {
 	if s.CAConfig.NodeCertExpiry > 0 {
 		return s.CAConfig.NodeCertExpiry
 	}
-	return certificateLife
+	return pki.DefaultValidity
 }
 
 // found writes the first rows; the raft log of a cluster of one is this node's alone, so it waits only for its own election.

@@ -19,9 +19,6 @@ import (
 	"google.golang.org/grpc"
 )
 
-// certificateLife is how long node certificates are valid unless the cluster's settings say otherwise.
-const certificateLife = 90 * 24 * time.Hour
-
 // Init makes a cluster of this one node.
 func (n *node) Init(ctx context.Context, r swarm.InitRequest) (string, error) {
 	n.change.Lock()

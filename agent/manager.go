@@ -3,13 +3,13 @@ package agent
 import (
 	"context"
 	"fmt"
-	"net"
 	"os"
-	"sync"
+	"time"
 
 	"swarm/raftstore"
 	"swarm/rpc"
 	"swarm/secrets"
+	"swarm/secrets/pki"
 	"swarm/service"
 	"swarm/service/dispatcher"
 
@@ -35,7 +35,6 @@ func (m *membership) manage(ctx context.Context, server *rpc.Server) error {
 	if err != nil {
 		return err
 	}
-	streams := newLease(server.Raft())
 	peers := newRaftPeers(m.dialer)
 	defer peers.Close()
 	store, err := raftstore.Open(raftstore.Config{
@@ -44,16 +43,19 @@ func (m *membership) manage(ctx context.Context, server *rpc.Server) error {
 		Dir:       m.node.raftDir(),
 		Sealer:    sealer,
 		Peers:     peers,
-		Listener:  streams,
+		Listener:  server.Raft(),
 		Dial:      m.dialer.Raft,
 		Bootstrap: m.founding != nil,
-		Log:       m.node.rootLog.With("component", "raftstore"),
+		Log:       m.node.rootLog,
 	})
 	if err != nil {
 		return err
 	}
 	if c := store.Local().Cluster(); c != nil && c.ID != rec.ClusterID {
 		return fmt.Errorf("the raft state in %s belongs to cluster %s, this node to %s: restore the data directory from one backup, or leave and join again", m.node.raftDir(), c.ID, rec.ClusterID)
+	}
+	if err := m.renewExpired(store); err != nil {
+		m.log.Warn("expired certificate not renewed from this replica", "err", err)
 	}
 	mg := &manager{nodeID: rec.NodeID, store: store}
 	mg.dispatcher = dispatcher.New(dispatcher.Config{
@@ -89,12 +91,36 @@ func (m *membership) manage(ctx context.Context, server *rpc.Server) error {
 	return err
 }
 
+// renewExpired gives this manager a certificate from its own replica when its last one ended while it was
+// switched off: nobody would accept it any more, not even to renew it, yet it holds the root key itself.
+func (m *membership) renewExpired(store *raftstore.Store) error {
+	if time.Now().Before(m.identity.Certificate().Leaf.NotAfter) {
+		return nil
+	}
+	state := store.Local()
+	cluster := state.Cluster()
+	row, ok := state.Nodes.Get(m.identity.NodeID())
+	if cluster == nil || !ok || row.Spec.Role != swarm.NodeRoleManager {
+		return fmt.Errorf("this replica does not name the node as a manager: %w", errdefs.ErrFailedPrecondition)
+	}
+	keyPEM, csrPEM, err := pki.NewKey()
+	if err != nil {
+		return err
+	}
+	cert, err := pki.Sign(cluster.RootPEM, cluster.RootKeyPEM, csrPEM, row.ID, row.Role, cluster.ID, nodeCertificateLife(cluster.Spec))
+	if err != nil {
+		return err
+	}
+	m.log.Info("expired certificate renewed from this replica")
+	return m.identity.Replace(cluster.RootPEM, cert, keyPEM)
+}
+
 // lead runs the loops that only the leader may run.
 func (mg *manager) lead(ctx context.Context, m *membership) error {
 	m.log.Info("leadership won")
 	defer m.log.Info("leadership over")
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return service.Run(ctx, mg.store, m.node.rootLog.With("component", "service")) })
+	g.Go(func() error { return service.Run(ctx, mg.store, m.node.rootLog) })
 	g.Go(func() error { return mg.dispatcher.RunLiveness(ctx) })
 	g.Go(func() error { return mg.store.RunMembership(ctx) })
 	return g.Wait()
@@ -151,7 +177,7 @@ func (m *membership) Authorize(p rpc.Peer) error {
 		return m.roster.authorize(p)
 	}
 	if p.Role == rpc.Manager && row.Role != swarm.NodeRoleManager {
-		return fmt.Errorf("node %s is not a manager any more: %w", p.NodeID, errdefs.ErrPermissionDenied)
+		return outdatedRole(p)
 	}
 	return nil
 }
@@ -169,48 +195,4 @@ func leaveWarning(mg *manager) string {
 		return text + "Removing the last manager erases all current state of the swarm. Use `--force` to ignore this message"
 	}
 	return text + fmt.Sprintf("Removing this node leaves %d managers out of %d. Demote it first (swarm node demote), or use `--force` to have it resign by itself", voters-1, voters)
-}
-
-// lease is a listener that can be closed without closing the one below it, so that each manager role of a membership gets its own.
-type lease struct {
-	net.Listener
-	conns  chan net.Conn
-	closed chan struct{}
-	once   sync.Once
-}
-
-func newLease(l net.Listener) *lease {
-	lease := &lease{Listener: l, conns: make(chan net.Conn), closed: make(chan struct{})}
-	go lease.pump()
-	return lease
-}
-
-func (l *lease) pump() {
-	for {
-		conn, err := l.Listener.Accept()
-		if err != nil {
-			l.Close()
-			return
-		}
-		select {
-		case l.conns <- conn:
-		case <-l.closed:
-			conn.Close()
-			return
-		}
-	}
-}
-
-func (l *lease) Accept() (net.Conn, error) {
-	select {
-	case conn := <-l.conns:
-		return conn, nil
-	case <-l.closed:
-		return nil, net.ErrClosed
-	}
-}
-
-func (l *lease) Close() error {
-	l.once.Do(func() { close(l.closed) })
-	return nil
 }

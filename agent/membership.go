@@ -39,6 +39,7 @@ type membership struct {
 	nodeAPI  http.RoundTripper
 	roster   *roster
 
+	server  atomic.Pointer[rpc.Server]
 	manager atomic.Pointer[manager]
 	gossip  atomic.Pointer[gossip.Gossip]
 
@@ -101,8 +102,10 @@ func (m *membership) run(ctx context.Context) error {
 		Identity:   m.identity,
 		Authorizer: m,
 		NodeAPI:    m.nodeLocalAPI(),
+		Log:        m.node.rootLog,
 	})
 	m.registerServices(server)
+	m.server.Store(server)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return server.Run(ctx) })
 	g.Go(func() error { return m.runManagerRole(ctx, server) })
@@ -179,6 +182,10 @@ func (m *membership) status() api.Status {
 	if removed {
 		s.State = swarm.LocalNodeStateError
 		s.Error = "this node was removed from the swarm: run \"swarm leave --force\", then join again"
+	}
+	if end := m.identity.Certificate().Leaf.NotAfter; time.Now().After(end) {
+		s.State = swarm.LocalNodeStateError
+		s.Error = fmt.Sprintf("this node's certificate expired at %s: run \"swarm leave --force\", then join again", end.Format(time.RFC3339))
 	}
 	if mg := m.manager.Load(); mg != nil && mg.usable() {
 		s.Store = mg.store
@@ -309,6 +316,19 @@ func (m *membership) requestRenewal(ctx context.Context, address string, csrPEM 
 	return rpc.NewCertificateAuthorityClient(conn).IssueCertificate(ctx, &rpc.IssueCertificateRequest{CsrPem: csrPEM})
 }
 
+// takeGossipKey hands the key of the welcome to gossip, which may be waiting for its first one.
+func (m *membership) takeGossipKey(key []byte) {
+	m.mu.Lock()
+	m.gossipKey = key
+	m.mu.Unlock()
+	if g := m.gossip.Load(); g != nil {
+		if err := g.SetKey(key); err != nil {
+			m.log.Warn("gossip key not changed", "err", err)
+		}
+	}
+	m.rosterMoved.send()
+}
+
 // runGossip runs as soon as a manager handed out the key.
 func (m *membership) runGossip(ctx context.Context) error {
 	var key []byte
@@ -327,11 +347,12 @@ func (m *membership) runGossip(ctx context.Context) error {
 	advertise, _, _ := net.SplitHostPort(rec.AdvertiseAddr)
 	g, err := gossip.New(gossip.Config{
 		NodeID:        rec.NodeID,
+		ClusterID:     rec.ClusterID,
 		BindAddr:      bind,
 		AdvertiseAddr: advertise,
 		Port:          m.node.cfg.GossipPort,
 		Key:           key,
-		Log:           m.node.rootLog.With("component", "gossip"),
+		Log:           m.node.rootLog,
 	})
 	if err != nil {
 		return fmt.Errorf("open the gossip port %d: %w", m.node.cfg.GossipPort, err)

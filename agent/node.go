@@ -94,7 +94,10 @@ func (n *node) resume(context.Context) error {
 		return nil
 	}
 	identity, err := pki.Load(n.certificatesDir())
-	if err != nil {
+	if errors.Is(err, pki.ErrExpired) {
+		// A manager renews it from its own replica; anyone else is told by Status what to do.
+		n.log.Warn("this node's certificate has expired", "err", err)
+	} else if err != nil {
 		return fmt.Errorf("read this node's certificate: %w", err)
 	}
 	if identity.ClusterID() != r.ClusterID || identity.NodeID() != r.NodeID {

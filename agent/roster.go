@@ -33,14 +33,19 @@ func newRoster() *roster {
 	return &roster{members: map[string]*rpc.Member{}, removed: map[string]struct{}{}}
 }
 
-// apply takes a full roster or a change of it.
-func (r *roster) apply(update *rpc.Roster) {
+// apply takes a full roster or a change of it and returns the ids of nodes whose standing became less, so
+// that their open connections must end.
+func (r *roster) apply(update *rpc.Roster) (lessened []string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	before := maps.Clone(r.members)
 	if update.Full {
 		clear(r.members)
 	}
 	for _, m := range update.Members {
+		if b := before[m.NodeId]; b != nil && b.Role == string(rpc.Manager) && m.Role != b.Role {
+			lessened = append(lessened, m.NodeId)
+		}
 		r.members[m.NodeId] = m
 		delete(r.removed, m.NodeId)
 	}
@@ -49,6 +54,7 @@ func (r *roster) apply(update *rpc.Roster) {
 		if _, known := r.removed[id]; known {
 			continue
 		}
+		lessened = append(lessened, id)
 		r.removed[id] = struct{}{}
 		r.order = append(r.order, id)
 		if len(r.order) > removedMax {
@@ -56,6 +62,7 @@ func (r *roster) apply(update *rpc.Roster) {
 			r.order = r.order[1:]
 		}
 	}
+	return lessened
 }
 
 // authorize says why a peer with a valid certificate is refused: it was removed, or is not what its certificate says any more.
@@ -70,9 +77,14 @@ func (r *roster) authorize(p rpc.Peer) error {
 		return nil
 	}
 	if m := r.members[p.NodeID]; m == nil || m.Role != string(rpc.Manager) {
-		return fmt.Errorf("node %s is not a manager of the swarm: %w", p.NodeID, errdefs.ErrPermissionDenied)
+		return outdatedRole(p)
 	}
 	return nil
+}
+
+// outdatedRole refuses a certificate whose role is over; of this kind, the port still lets its holder renew it.
+func outdatedRole(p rpc.Peer) error {
+	return fmt.Errorf("node %s is not a manager of the swarm any more: %w", p.NodeID, errdefs.ErrFailedPrecondition)
 }
 
 // managers are the members that serve sessions and API calls, as GET /info lists them.

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -14,7 +15,10 @@ func TestRosterDecidesWhoIsRefused(t *testing.T) {
 		return &rpc.Member{NodeId: id, Role: role, Address: id + ":2377", Voter: role == "manager"}
 	}
 	r.apply(&rpc.Roster{Full: true, Members: []*rpc.Member{member("m1", "manager"), member("m2", "manager"), member("w1", "worker")}})
-	r.apply(&rpc.Roster{Members: []*rpc.Member{member("m2", "worker")}, RemovedNodeIds: []string{"w1"}})
+	lessened := r.apply(&rpc.Roster{Members: []*rpc.Member{member("m2", "worker"), member("m1", "manager")}, RemovedNodeIds: []string{"w1"}})
+	if !slices.Equal(lessened, []string{"m2", "w1"}) {
+		t.Errorf("connections to cut: %v, want those of m2 and w1", lessened)
+	}
 	var got strings.Builder
 	for _, p := range []rpc.Peer{
 		{NodeID: "m1", Role: rpc.Manager},
@@ -31,11 +35,11 @@ func TestRosterDecidesWhoIsRefused(t *testing.T) {
 		fmt.Fprintf(&got, "%s as %s: %s\n", p.NodeID, p.Role, verdict)
 	}
 	want := `m1 as manager: admitted
-m2 as manager: node m2 is not a manager of the swarm: permission denied
+m2 as manager: node m2 is not a manager of the swarm any more: failed precondition
 m2 as worker: admitted
 w1 as worker: node w1 was removed from the swarm: permission denied
 new as worker: admitted
-new as manager: node new is not a manager of the swarm: permission denied
+new as manager: node new is not a manager of the swarm any more: failed precondition
 `
 	if got.String() != want {
 		t.Errorf("got\n%swant\n%s", got.String(), want)

@@ -29,13 +29,17 @@ func (m *membership) runSessions(ctx context.Context) error {
 	retry := sessionRetryMin
 	for ctx.Err() == nil {
 		for _, address := range m.managerAddresses() {
+			begun := time.Now()
 			welcomed, err := m.session(ctx, address)
 			if ctx.Err() != nil {
 				return nil
 			}
 			m.log.Warn("session ended", "manager", address, "err", err)
 			if welcomed {
-				retry = sessionRetryMin
+				// One that ends as soon as it began would end again: only a session that lived starts the pauses anew.
+				if time.Since(begun) > sessionRetryMax {
+					retry = sessionRetryMin
+				}
 				break // the roster of that session is the best list there is
 			}
 		}
@@ -91,10 +95,7 @@ func (m *membership) session(ctx context.Context, address string) (welcomed bool
 		return false, ctx.Err()
 	}
 	m.log.Info("session begun", "manager", address)
-	m.mu.Lock()
-	m.gossipKey = welcome.GossipKey
-	m.mu.Unlock()
-	m.rosterMoved.send()
+	m.takeGossipKey(welcome.GossipKey)
 	m.node.worker.Resend()
 	return true, s.serve(ctx, time.Duration(welcome.BeatNs))
 }
@@ -225,7 +226,9 @@ func (s *session) take(message *rpc.ManagerMessage) {
 			s.unacknowledged = nil
 		}
 	case message.GetRoster() != nil:
-		s.m.roster.apply(message.GetRoster())
+		for _, id := range s.m.roster.apply(message.GetRoster()) {
+			s.m.server.Load().Cut(id)
+		}
 		s.m.rememberManagers()
 		s.m.rosterMoved.send()
 	case message.GetOrder() != nil:
