@@ -168,6 +168,7 @@ func TestContainersOfOtherNodesAreInspected(t *testing.T) {
 	for ref, want := range map[string]string{
 		containerOf(task[2]): "node three (10.0.0.3:2377) cannot be reached",
 		containerOf("y"):     "No such container",
+		task[1]:              "No such container",
 	} {
 		if _, err := c.client().ContainerInspect(t.Context(), ref, client.ContainerInspectOptions{}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", ref, err)

@@ -150,8 +150,8 @@ func (a *API) locate(ref string) (*raftstore.Task, *raftstore.Node) {
 	}
 	state := status.Store.Local()
 	row := a.containers.find(state, ref)
-	if row == nil {
-		row, _ = findTask(state, ref)
+	if row == nil && strings.Contains(ref, ".") {
+		row, _ = findTask(state, ref) // by name alone: a bare task id means the task, also to clients that try containers first
 	}
 	if row == nil || row.Status.ContainerID == "" || row.NodeID == status.NodeID {
 		return nil, nil

@@ -95,12 +95,21 @@ func (a *API) nodeInspect(w http.ResponseWriter, r *request) error {
 	return writeJSON(w, http.StatusOK, renderNode(row, a.members()))
 }
 
-// members is raft's configuration by node id; empty when this node is no manager.
+// members is raft's configuration by node id; empty when this node is no manager. A manager that gossip holds dead is
+// unreachable also when this node does not lead and so cannot tell by raft.
 func (a *API) members() map[string]raftstore.Member {
 	members := map[string]raftstore.Member{}
-	if store := a.cfg.Node.Status().Store; store != nil {
-		for _, m := range store.Members() {
-			members[m.NodeID] = m
+	status := a.cfg.Node.Status()
+	if status.Store == nil {
+		return members
+	}
+	for _, m := range status.Store.Members() {
+		members[m.NodeID] = m
+	}
+	for _, g := range status.Gossip {
+		if m, ok := members[g.NodeID]; ok && (g.State == "dead" || g.State == "left") {
+			m.Reachable = false
+			members[g.NodeID] = m
 		}
 	}
 	return members

@@ -27,6 +27,7 @@ func (a *API) swarmInspect(w http.ResponseWriter, r *request) error {
 	return writeJSON(w, http.StatusOK, swarm.Swarm{ClusterInfo: renderCluster(cluster), JoinTokens: cluster.JoinTokens})
 }
 
+// renderCluster shows settings with the values in force, also where they were left to their defaults.
 func renderCluster(c *raftstore.Cluster) swarm.ClusterInfo {
 	info := swarm.ClusterInfo{
 		ID: c.ID, Meta: renderMeta(c.Meta), Spec: c.Spec, TLSInfo: tlsInfo(c.RootPEM),
@@ -36,6 +37,9 @@ func renderCluster(c *raftstore.Cluster) swarm.ClusterInfo {
 		info.Spec.Labels = map[string]string{}
 	}
 	info.Spec.CAConfig.SigningCAKey = ""
+	history := spec.TaskHistory(c.Spec)
+	info.Spec.Orchestration.TaskHistoryRetentionLimit = &history
+	info.Spec.Dispatcher.HeartbeatPeriod = spec.HeartbeatPeriod(c.Spec)
 	for _, pool := range c.DefaultAddrPool {
 		if prefix, err := netip.ParsePrefix(pool); err == nil {
 			info.DefaultAddrPool = append(info.DefaultAddrPool, prefix)
@@ -66,7 +70,7 @@ func (a *API) swarmInit(w http.ResponseWriter, r *request) error {
 	if inSwarm(a.cfg.Node.Status().State) && !body.ForceNewCluster {
 		return unavailable(textSwarmExists)
 	}
-	if body.AutoLockManagers || body.Spec.EncryptionConfig.AutoLockManagers {
+	if body.AutoLockManagers {
 		return autolockNotYet()
 	}
 	if err := checkClusterSpec(&body.Spec); err != nil {
@@ -90,16 +94,11 @@ func inSwarm(state swarm.LocalNodeState) bool {
 }
 
 func checkClusterSpec(s *swarm.Spec) error {
-	if s.Name == "" {
-		s.Name = clusterName
+	if err := spec.ValidateCluster(*s); err != nil {
+		return err
 	}
-	if s.Name != clusterName {
-		return invalid(`swarm spec must be named "default"`)
-	}
-	if len(s.CAConfig.ExternalCAs) > 0 || s.CAConfig.SigningCACert != "" || s.CAConfig.SigningCAKey != "" {
-		return errdefs.ErrNotImplemented.WithMessage("external and own certificate authorities are not supported yet; leave --external-ca, --ca-cert and --ca-key out")
-	}
-	return spec.ValidateCluster(*s)
+	s.Name = clusterName
+	return nil
 }
 
 func (a *API) swarmJoin(w http.ResponseWriter, r *request) error {
@@ -163,7 +162,7 @@ func (a *API) swarmUpdate(w http.ResponseWriter, r *request) error {
 	if err := r.decode(&wanted); err != nil {
 		return err
 	}
-	if wanted.EncryptionConfig.AutoLockManagers || r.flag("rotateManagerUnlockKey") {
+	if r.flag("rotateManagerUnlockKey") {
 		return autolockNotYet()
 	}
 	rotate := rotation{worker: r.flag("rotateWorkerToken"), manager: r.flag("rotateManagerToken")}
@@ -189,9 +188,6 @@ func (a *API) updateCluster(tx *raftstore.Tx, version uint64, wanted swarm.Spec,
 	}
 	if row.Version != version {
 		return errOutdated
-	}
-	if wanted.CAConfig.ForceRotate != row.Spec.CAConfig.ForceRotate {
-		return errdefs.ErrNotImplemented.WithMessage("rotating the root certificate is not supported yet")
 	}
 	next := *row
 	next.Spec = mergeClusterSpec(row.Spec, wanted)
@@ -226,7 +222,6 @@ func mergeClusterSpec(current, wanted swarm.Spec) swarm.Spec {
 	keep(&wanted.Raft.HeartbeatTick, current.Raft.HeartbeatTick)
 	keep(&wanted.Dispatcher.HeartbeatPeriod, current.Dispatcher.HeartbeatPeriod)
 	keep(&wanted.CAConfig.NodeCertExpiry, current.CAConfig.NodeCertExpiry)
-	keep(&wanted.TaskDefaults.LogDriver, current.TaskDefaults.LogDriver)
 	return wanted
 }
 
