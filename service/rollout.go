@@ -29,6 +29,9 @@ func rollOut(s *scene, p *plan, slots []*slot) {
 	for _, at := range slots {
 		if t := firstTrial(s, at); t != nil {
 			trials = append(trials, trial{t, at})
+		} else if fresh, stale := split(s, at); len(fresh) > 0 && len(stale) > 0 {
+			// A successor of an earlier update that follows this one too.
+			trials = append(trials, trial{fresh[0], at})
 		} else if n := at.newest(); n != nil && s.dirty(n) && !at.busy {
 			dirty = append(dirty, at)
 		}

@@ -205,6 +205,11 @@ func (s *scene) dirty(t *raftstore.Task) bool {
 	if s.differs(t.SpecVersion) {
 		return true
 	}
+	if !assigned(t) {
+		old, err := json.Marshal(s.specOf(t.SpecVersion).TaskTemplate.Placement)
+		now, nowErr := json.Marshal(s.spec.TaskTemplate.Placement)
+		return err != nil || nowErr != nil || !bytes.Equal(old, now)
+	}
 	m := s.machine(t.NodeID)
 	return m != nil && !s.group(s.service.SpecVersion).Suits(m.facts)
 }

@@ -10,6 +10,7 @@ import (
 
 	"swarm/raftstore"
 	"swarm/rpc"
+	"swarm/service/spec"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
@@ -20,8 +21,6 @@ const FormatVersion = 1
 
 // Bounds of what sessions may hold and send.
 const (
-	// graceDefault is the grace time of a cluster whose settings name none.
-	graceDefault = 5 * time.Second
 	// beatsPerGrace is how many beats fit into the grace time, beatsMissed how many must be missing for a node to count as silent.
 	beatsPerGrace = 10
 	beatsMissed   = 4
@@ -45,6 +44,8 @@ const (
 	// A node may begin so many sessions in a window.
 	sessionsPerWindow = 20
 	sessionWindow     = 10 * time.Second
+	// nodesRememberedMax bounds the memory of that.
+	nodesRememberedMax = 100_000
 
 	// memberCheck is how often raft's configuration, which is no row, is compared with what agents were told.
 	memberCheck = 500 * time.Millisecond
@@ -199,11 +200,14 @@ func settingsOf(state *raftstore.State) settings {
 	if c == nil {
 		return settings{}
 	}
-	grace := c.Spec.Dispatcher.HeartbeatPeriod
-	if grace <= 0 {
-		grace = graceDefault
-	}
-	return settings{known: true, grace: grace, gossipKey: string(c.GossipKey)}
+	return settings{known: true, grace: spec.HeartbeatPeriod(c.Spec), gossipKey: string(c.GossipKey)}
+}
+
+// runningContext ends with Run; it is nil before.
+func (d *Dispatcher) runningContext() context.Context {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.running
 }
 
 func (d *Dispatcher) endAll(cause error) {
@@ -232,18 +236,22 @@ func (d *Dispatcher) admit(s *session, now time.Time) error {
 		return errdefs.ErrResourceExhausted.WithMessage("too many sessions of this node: wait some seconds")
 	}
 	d.begun[s.nodeID] = append(recent, now)
+	if len(d.begun) > nodesRememberedMax {
+		clear(d.begun)
+	}
 	if old := d.sessions[s.nodeID]; old != nil {
 		old.replaced.Store(true)
 		old.end(errdefs.ErrAborted.WithMessage("a newer session of this node replaced this one"))
 	}
 	d.sessions[s.nodeID] = s
-	context.AfterFunc(d.running, func() {
+	s.release = context.AfterFunc(d.running, func() {
 		s.end(errdefs.ErrUnavailable.WithMessage("this manager stops: try another"))
 	})
 	return nil
 }
 
 func (d *Dispatcher) dismiss(s *session) {
+	s.release()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.sessions[s.nodeID] == s {

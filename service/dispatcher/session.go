@@ -27,11 +27,15 @@ type session struct {
 	stream rpc.Dispatcher_SessionServer
 	ctx    context.Context
 	end    context.CancelCauseFunc
-	// heard is when the last message came, in nanoseconds of unix time.
+	// begun and heard, the nanoseconds from then to the last message, go by the monotonic clock: a jump of the wall clock
+	// must not silence nodes.
+	begun time.Time
 	heard atomic.Int64
 	// silent says that the node counts as silent.
 	silent   atomic.Bool
 	replaced atomic.Bool
+	// release undoes what admit left with the dispatcher.
+	release func() bool
 
 	description swarm.NodeDescription
 	address     string
@@ -62,12 +66,11 @@ func (d *Dispatcher) Session(stream rpc.Dispatcher_SessionServer) error {
 	defer cancel(nil)
 	s := &session{
 		d: d, nodeID: d.peer(ctx).NodeID, id: raftstore.NewID(), stream: stream, ctx: ctx, end: cancel,
-		wakeUp: make(chan struct{}, 1),
+		wakeUp: make(chan struct{}, 1), begun: time.Now(),
 	}
 	if s.nodeID == "" {
 		return errdefs.ErrUnauthenticated.WithMessage("a session needs a node certificate")
 	}
-	s.heard.Store(time.Now().UnixNano())
 	received := s.receive()
 	if err := s.hello(received); err != nil {
 		return err
@@ -105,7 +108,7 @@ func (s *session) receive() <-chan received {
 	go func() {
 		for {
 			m, err := s.stream.Recv()
-			s.heard.Store(time.Now().UnixNano())
+			s.heard.Store(int64(time.Since(s.begun)))
 			if m.GetBeat() != nil && !s.silent.Load() {
 				continue
 			}
@@ -223,12 +226,8 @@ func (s *session) writeConnected(ctx context.Context) error {
 
 // writeSilent writes that the node is not heard, and since when, unless a newer session says otherwise.
 func (s *session) writeSilent(silence time.Duration) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.ctx), writeTimeout)
+	ctx, cancel := context.WithTimeout(s.d.runningContext(), writeTimeout)
 	defer cancel()
-	s.d.mu.Lock()
-	running := s.d.running
-	s.d.mu.Unlock()
-	defer context.AfterFunc(running, cancel)()
 	return s.d.cfg.Store.Update(ctx, func(tx *raftstore.Tx) error {
 		row, ok := tx.Nodes.Get(s.nodeID)
 		if !ok || row.Session.ID != s.id {
@@ -272,7 +271,8 @@ func (s *session) serve(messages <-chan received, beat time.Duration) (err error
 	return s.over(err, goodbye, grace)
 }
 
-func (s *session) quiet() time.Duration { return time.Since(time.Unix(0, s.heard.Load())) }
+// quiet is how long ago the last message came.
+func (s *session) quiet() time.Duration { return time.Since(s.begun) - time.Duration(s.heard.Load()) }
 
 // isSilent writes once that the node is silent. Without a leader it is tried again later.
 func (s *session) isSilent(quiet time.Duration) {
@@ -309,7 +309,7 @@ func (s *session) over(err error, goodbye string, grace time.Duration) error {
 		silence = grace
 	}
 	s.d.log.Info("session over", "node", s.nodeID, "goodbye", goodbye, "reason", err)
-	if !s.replaced.Load() {
+	if !s.replaced.Load() && s.d.runningContext().Err() == nil {
 		if writeErr := s.writeSilent(silence); writeErr != nil {
 			s.d.log.Warn("end of session not written, the leader will notice", "node", s.nodeID, "err", writeErr)
 		}

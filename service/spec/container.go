@@ -2,6 +2,8 @@ package spec
 
 import (
 	"path"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -11,6 +13,10 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 	"golang.org/x/sys/unix"
 )
+
+const volumeNameMax = 255
+
+var volumeName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]+$`)
 
 func validateContainer(c *swarm.ContainerSpec) error {
 	if c == nil {
@@ -96,6 +102,9 @@ func validateMount(m mount.Mount) error {
 		if !path.IsAbs(m.Source) {
 			return invalid("invalid bind mount source, must be an absolute path: %s", m.Source)
 		}
+		if o := m.BindOptions; o != nil && o.Propagation != "" && !slices.Contains(mount.Propagations, o.Propagation) {
+			return invalid("invalid mount propagation %q for %s: use one of %v", o.Propagation, m.Target, mount.Propagations)
+		}
 	case mount.TypeVolume:
 		return validateVolume(m)
 	case mount.TypeTmpfs:
@@ -112,8 +121,8 @@ func validateVolume(m mount.Mount) error {
 	if path.IsAbs(m.Source) {
 		return invalid("invalid volume mount source, must not be an absolute path: %s", m.Source)
 	}
-	if m.Source != "" && (!serviceName.MatchString(strings.ReplaceAll(m.Source, ".", "_")) || len(m.Source) > 255) {
-		return invalid("%q includes invalid characters for a local volume name: use letters, digits, and inner . - or _", m.Source)
+	if m.Source != "" && (!volumeName.MatchString(m.Source) || len(m.Source) > volumeNameMax) {
+		return invalid("%q includes invalid characters for a local volume name: only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed, at least 2 and at most %d", m.Source, volumeNameMax)
 	}
 	if o := m.VolumeOptions; o != nil {
 		if o.DriverConfig != nil && o.DriverConfig.Name != "" && o.DriverConfig.Name != "local" {
@@ -133,13 +142,8 @@ func validateTmpfs(m mount.Mount) error {
 	if m.Source != "" {
 		return invalid("invalid tmpfs source, source must be empty: %s", m.Source)
 	}
-	if o := m.TmpfsOptions; o != nil {
-		if o.SizeBytes < 0 {
-			return invalid("invalid tmpfs size %d for %s: must not be negative", o.SizeBytes, m.Target)
-		}
-		if len(o.Options) > 0 {
-			return missing("tmpfs options other than size and mode are not there yet: remove them from %s", m.Target)
-		}
+	if o := m.TmpfsOptions; o != nil && o.SizeBytes < 0 {
+		return invalid("invalid tmpfs size %d for %s: must not be negative", o.SizeBytes, m.Target)
 	}
 	return refuseForeignOptions(m)
 }
@@ -191,11 +195,6 @@ func refuseUnsupported(c *swarm.ContainerSpec) error {
 		{len(c.Secrets) > 0, "secrets", "remove --secret and mount a file instead"},
 		{len(c.Configs) > 0, "configs", "remove --config and mount a file instead"},
 		{hasHealthcheck(c.Healthcheck), "health checks", "remove the health check, or use --no-healthcheck"},
-		{c.TTY, "terminals", "remove --tty"},
-		{c.OpenStdin, "open standard inputs", "remove OpenStdin"},
-		{c.Init != nil && *c.Init, "init processes", "remove --init and let the image bring one"},
-		{len(c.Hosts) > 0, "entries of /etc/hosts", "remove --host"},
-		{hasDNS(c.DNSConfig), "DNS settings", "remove --dns, --dns-search and --dns-option"},
 		{c.Isolation != "" && c.Isolation != container.IsolationDefault, "isolation modes", "remove --isolation"},
 	} {
 		if u.given {
@@ -209,10 +208,6 @@ func hasHealthcheck(h *container.HealthConfig) bool {
 	return h != nil && !(len(h.Test) == 1 && h.Test[0] == "NONE")
 }
 
-func hasDNS(d *swarm.DNSConfig) bool {
-	return d != nil && (len(d.Nameservers) > 0 || len(d.Search) > 0 || len(d.Options) > 0)
-}
-
 func refusePrivileges(p *swarm.Privileges) error {
 	if p == nil {
 		return nil
@@ -220,12 +215,20 @@ func refusePrivileges(p *swarm.Privileges) error {
 	switch {
 	case p.CredentialSpec != nil:
 		return missing("credential specs are for Windows nodes, which are not there: remove --credential-spec")
-	case p.SELinuxContext != nil:
+	case p.SELinuxContext != nil && !p.SELinuxContext.Disable:
 		return missing("SELinux contexts are not there yet: remove them")
-	case p.AppArmor != nil && p.AppArmor.Mode != "" && p.AppArmor.Mode != swarm.AppArmorModeDefault:
-		return missing("AppArmor modes are not there yet: remove the mode %s", p.AppArmor.Mode)
-	case p.Seccomp != nil && p.Seccomp.Mode != "" && p.Seccomp.Mode != swarm.SeccompModeDefault:
-		return missing("seccomp modes other than default are not there yet: remove the mode %s", p.Seccomp.Mode)
+	case p.AppArmor != nil && p.AppArmor.Mode != "" && p.AppArmor.Mode != swarm.AppArmorModeDisabled:
+		return missing("AppArmor profiles are not there yet: remove the mode %s", p.AppArmor.Mode)
+	case p.Seccomp == nil:
+		return nil
+	}
+	switch p.Seccomp.Mode {
+	case "", swarm.SeccompModeDefault, swarm.SeccompModeUnconfined, swarm.SeccompModeCustom:
+	default:
+		return invalid("unknown seccomp mode %q: use default, unconfined or custom", p.Seccomp.Mode)
+	}
+	if (p.Seccomp.Mode == swarm.SeccompModeCustom) != (len(p.Seccomp.Profile) > 0) {
+		return invalid("a seccomp profile comes with the mode custom, and only with it")
 	}
 	return nil
 }

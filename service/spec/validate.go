@@ -104,8 +104,11 @@ func validateResources(r *swarm.ResourceRequirements) error {
 	if r == nil {
 		return nil
 	}
-	if r.SwapBytes != nil || r.MemorySwappiness != nil {
-		return missing("swap settings are not there yet: remove --memory-swap and --memory-swappiness")
+	if r.MemorySwappiness != nil {
+		return missing("memory swappiness is not there: kernels with the unified cgroup hierarchy have none; remove --memory-swappiness")
+	}
+	if r.SwapBytes != nil && (r.Limits == nil || r.Limits.MemoryBytes == 0) {
+		return invalid("a swap limit needs a memory limit: set --limit-memory too")
 	}
 	if l := r.Limits; l != nil {
 		if err := validateAmounts(l.NanoCPUs, l.MemoryBytes); err != nil {
