@@ -122,11 +122,9 @@ func (p *progress) finish(err error) error {
 
 func (a *API) imageLoad(w http.ResponseWriter, r *request) error {
 	p := newProgress(w)
-	quiet := r.flag("quiet")
+	// Docker's client asks for quiet when it prints to no terminal. That is about progress, and what was loaded is the result.
 	err := a.cfg.Images.Load(r.Context(), http.MaxBytesReader(w, r.Body, imageArchiveBytesMax), func(message string) {
-		if !quiet {
-			p.send(jsonstream.Message{Stream: message + "\n"})
-		}
+		p.send(jsonstream.Message{Stream: message + "\n"})
 	})
 	return p.finish(err)
 }
