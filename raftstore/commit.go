@@ -21,7 +21,7 @@ const (
 //
 //	message Entry  { uint32 format = 1; repeated Commit commits = 2; }
 //	message Commit { uint32 format = 1; bytes id = 2; sint64 time_ns = 3; repeated Change changes = 4;
-//	                 repeated Assert asserts = 5; repeated Guard guards = 6; }
+//	                 repeated Assert asserts = 5; repeated Guard guards = 6; uint64 term = 7; }
 //	message Change { uint32 table = 1; uint32 op = 2; string id = 3; uint64 expected = 4; bytes row = 5; }
 //	message Assert { uint32 table = 1; string id = 2; uint64 index = 3; }
 //	message Guard  { string name = 1; uint64 index = 2; }
@@ -73,6 +73,8 @@ type commit struct {
 	changes []change
 	asserts []assertion
 	guards  []guard
+	// term is set for work that only the leader of that term may do; in the log of a later one the commit is refused.
+	term uint64
 }
 
 // op is what a change does to its row.
@@ -125,6 +127,7 @@ func (c *commit) wire(w *wire) {
 	messages(w, 4, &c.changes, func(w *wire, c *change) { c.wire(w) })
 	messages(w, 5, &c.asserts, func(w *wire, a *assertion) { a.wire(w) })
 	messages(w, 6, &c.guards, func(w *wire, g *guard) { g.wire(w) })
+	w.uint(7, &c.term)
 }
 
 func (c *change) wire(w *wire) {
@@ -257,6 +260,7 @@ const (
 	rowChanged reason = 1
 	nameTaken  reason = 2
 	guardMoved reason = 3
+	termOver   reason = 4
 )
 
 // refusal is sent back to the manager that proposed the commit, which runs its closure again.
@@ -281,6 +285,8 @@ func (r *refusal) String() string {
 		return r.what + " already exists"
 	case guardMoved:
 		return r.what + " were changed meanwhile"
+	case termOver:
+		return "leadership was lost"
 	}
 	return fmt.Sprintf("check %d failed: %s", r.reason, r.what)
 }

@@ -186,17 +186,15 @@ func TestLateManagerGetsASnapshot(t *testing.T) {
 	})
 }
 
-func TestOnlyTheLeaderLeadsAndIsAwaited(t *testing.T) {
+func TestLeadersWorkEndsWithItsTerm(t *testing.T) {
 	bubble(t, func(t *testing.T, c *cluster) {
 		all := c.form(3)
-		var leading, terms atomic.Int32
+		var leading, runs atomic.Int32
 		for _, m := range all {
 			m.work.Go(func() error {
 				return m.WhileLeader(m.ctx, func(ctx context.Context) error {
-					terms.Add(1)
-					if n := leading.Add(1); n > 1 {
-						t.Errorf("%d lead at once", n)
-					}
+					runs.Add(1)
+					leading.Add(1)
 					<-ctx.Done()
 					leading.Add(-1)
 					return ctx.Err()
@@ -205,14 +203,41 @@ func TestOnlyTheLeaderLeadsAndIsAwaited(t *testing.T) {
 		}
 		for range 3 {
 			time.Sleep(time.Second)
+			if n := leading.Load(); n != 1 {
+				t.Errorf("%d lead", n)
+			}
 			if err := c.leader(all...).TransferLeadership(); err != nil {
 				t.Fatal(err)
 			}
 			time.Sleep(time.Second)
 			c.leader(all...)
 		}
-		if got := terms.Load(); got < 4 {
-			t.Errorf("%d terms", got)
+		if got := runs.Load(); got < 4 {
+			t.Errorf("%d runs", got)
+		}
+	})
+}
+
+func TestAnOldLeadersWriteIsRefusedInALaterTerm(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		all := c.form(3)
+		old := c.leader(all...)
+		lead, _ := old.leadership()
+		ctx := context.WithValue(context.Background(), termKey{}, lead.term)
+		if err := old.Update(ctx, createService("in time")); err != nil {
+			t.Fatal(err)
+		}
+		stale, err := encodeCommit(&commit{format: entryFormat, id: newCommitID(), term: lead.term, guards: []guard{{name: "g"}}})
+		check(t, err)
+		check(t, old.TransferLeadership())
+		c.eventually("another leads", func() bool { id, _ := old.Leader(); return id != "" && id != old.id })
+		if err := old.Update(ctx, createService("too late")); !errdefs.IsUnavailable(err) || err.Error() != "leadership was lost: unavailable" {
+			t.Errorf("update: %v", err)
+		}
+		_, raw, err := c.leader(all...).ProposeLocal(context.Background(), stale)
+		check(t, err)
+		if answer, err := decodeVerdict(0, raw); err != nil || answer.refusal == nil || answer.refusal.reason != termOver {
+			t.Errorf("proposed to the new leader: %+v, %v", answer, err)
 		}
 	})
 }

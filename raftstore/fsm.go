@@ -56,18 +56,19 @@ func (f *fsm) Apply(log *raft.Log) any {
 	dirty := newDirty()
 	verdicts := make([]verdict, len(commits))
 	for i, c := range commits {
-		verdicts[i] = f.applyCommit(log.Index, c, dirty)
+		verdicts[i] = f.applyCommit(log, c, dirty)
 	}
 	f.work.index = log.Index
 	f.publish(dirty)
 	return verdicts
 }
 
-func (f *fsm) applyCommit(index uint64, c *commit, dirty *Dirty) verdict {
+func (f *fsm) applyCommit(log *raft.Log, c *commit, dirty *Dirty) verdict {
+	index := log.Index
 	if done, ok := f.recent.find(c.id); ok {
 		return verdict{index: done}
 	}
-	if r := f.check(c); r != nil {
+	if r := f.check(log.Term, c); r != nil {
 		r.index = index
 		return verdict{index: index, refusal: r}
 	}
@@ -82,7 +83,10 @@ func (f *fsm) applyCommit(index uint64, c *commit, dirty *Dirty) verdict {
 }
 
 // check returns why a commit cannot be done, nil when it can.
-func (f *fsm) check(c *commit) *refusal {
+func (f *fsm) check(term uint64, c *commit) *refusal {
+	if c.term != 0 && c.term != term {
+		return &refusal{reason: termOver}
+	}
 	for i := range c.changes {
 		change := &c.changes[i]
 		if f.work.rowIndex(change.table, change.id) != change.expected {

@@ -114,7 +114,17 @@ func (s *Store) Leader() (id, address string) {
 	return string(i), string(a)
 }
 
+// termKey finds the term in the context of a leader's work.
+type termKey struct{}
+
+// termOf is the term whose leader alone may do the work of ctx, 0 for work that any manager may do.
+func termOf(ctx context.Context) uint64 {
+	term, _ := ctx.Value(termKey{}).(uint64)
+	return term
+}
+
 // WhileLeader runs lead each time this node wins leadership, with a context that ends when it is lost, and waits for it.
+// What lead writes with that context counts only within its term: an old leader that has not noticed yet can do no harm.
 // An Unavailable or Conflict error of lead runs it again after half a second; another one, while leadership lasts, ends
 // WhileLeader. It returns nil when ctx ends or the store stops.
 func (s *Store) WhileLeader(ctx context.Context, lead func(ctx context.Context) error) error {
@@ -147,7 +157,7 @@ func (s *Store) WhileLeader(ctx context.Context, lead func(ctx context.Context) 
 }
 
 func runLead(ctx context.Context, term *leadership, lead func(ctx context.Context) error) error {
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithCancel(context.WithValue(ctx, termKey{}, term.term))
 	defer cancel()
 	stop := context.AfterFunc(term.ctx, cancel)
 	defer stop()

@@ -32,6 +32,7 @@ const (
 
 // Update runs change on a snapshot and commits what it wrote; change runs again after a conflict, a bounded
 // number of times, and must have no effects of its own. An error from change is returned as it is and nothing is written.
+// With a context of WhileLeader it is Unavailable once leadership is lost.
 // When Update returns nil, this replica has the commit. When ctx ends first, the commit may still happen.
 func (s *Store) Update(ctx context.Context, change func(*Tx) error) error {
 	var last *refusal
@@ -55,6 +56,9 @@ func (s *Store) Update(ctx context.Context, change func(*Tx) error) error {
 		if answer.refusal == nil {
 			return nil
 		}
+		if answer.refusal.reason == termOver {
+			return errTermOver
+		}
 		last = answer.refusal
 	}
 	return fmt.Errorf("update out of sequence: %s, %d times in a row: try again: %w", last, conflictRunsMax, errdefs.ErrConflict)
@@ -74,6 +78,7 @@ func (s *Store) prepare(ctx context.Context, change func(*Tx) error) ([]byte, er
 	if c == nil {
 		return nil, nil
 	}
+	c.term = termOf(ctx)
 	return encodeCommit(c)
 }
 
@@ -105,7 +110,7 @@ func (s *Store) propose(ctx context.Context, commit []byte) (verdict, error) {
 	doubt := "" // set once a try ended without an answer
 	for {
 		answer, err := s.proposeOnce(ctx, commit)
-		if err == nil || !s.worthRetrying(err) {
+		if err == nil || !s.worthRetrying(err) || errors.Is(err, errTermOver) {
 			return answer, err
 		}
 		if fault := s.disk.log.faultSince(began); fault != nil && len(s.servers()) <= 1 {
@@ -143,11 +148,17 @@ func (s *Store) worthRetrying(err error) bool {
 	}
 }
 
+// errTermOver is what a leader's work gets after its term.
+var errTermOver = fmt.Errorf("leadership was lost: %w", errdefs.ErrUnavailable)
+
 var errNoLeader = fmt.Errorf("no leader is known: %w", errdefs.ErrUnavailable)
 
 func (s *Store) proposeOnce(ctx context.Context, commit []byte) (verdict, error) {
 	id, address := s.Leader()
+	term := termOf(ctx)
 	switch {
+	case term != 0 && (id != s.cfg.NodeID || s.raft.CurrentTerm() != term):
+		return verdict{}, errTermOver
 	case id == "":
 		return verdict{}, errNoLeader
 	case id == s.cfg.NodeID:
