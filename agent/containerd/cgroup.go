@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
@@ -84,7 +85,7 @@ func enterCgroup(parent string, pid int) error {
 func endShims(ctx context.Context, parent string) {
 	deadline := time.Now().Add(shimsMax)
 	for {
-		pids := ownProcesses(parent)
+		pids := processesIn(filepath.Join(parent, ownCgroup))
 		if len(pids) == 0 {
 			return
 		}
@@ -99,15 +100,32 @@ func endShims(ctx context.Context, parent string) {
 	}
 }
 
-// ownProcesses are containerd and its shims.
-func ownProcesses(parent string) []int {
+// killCgroup ends what outlived its shim, so that nothing runs on that no task knows of.
+func killCgroup(ctx context.Context, path string) error {
+	deadline := time.Now().Add(killEvery)
+	for {
+		pids := processesIn(path)
+		if len(pids) == 0 {
+			return nil
+		}
+		for _, pid := range pids {
+			_ = unix.Kill(pid, unix.SIGKILL)
+		}
+		if time.Now().After(deadline) || !pause(ctx, probeEvery) {
+			return fmt.Errorf("processes %v do not end: %w", pids, errdefs.ErrUnavailable)
+		}
+	}
+}
+
+// processesIn are the processes of a cgroup, by any hierarchy.
+func processesIn(path string) []int {
 	hierarchies, err := cgroupHierarchies()
 	if err != nil {
 		return nil
 	}
 	var pids []int
 	for _, dir := range hierarchies {
-		text, _ := os.ReadFile(filepath.Join(dir, parent, ownCgroup, "cgroup.procs"))
+		text, _ := os.ReadFile(filepath.Join(dir, path, "cgroup.procs"))
 		for _, field := range strings.Fields(string(text)) {
 			if pid, err := strconv.Atoi(field); err == nil && pid > 1 {
 				pids = append(pids, pid)

@@ -91,6 +91,11 @@ func Open(ctx context.Context, cfg Config) (*Runtime, error) {
 	if err != nil {
 		return nil, err
 	}
+	for _, dir := range []*string{&cfg.DataDir, &cfg.RunDir} {
+		if *dir, err = filepath.Abs(*dir); err != nil {
+			return nil, fmt.Errorf("find the runtime's directories: %w", err)
+		}
+	}
 	r := &Runtime{
 		cfg:      cfg,
 		log:      cfg.Log.With("component", "containerd"),

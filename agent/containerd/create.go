@@ -23,6 +23,8 @@ import (
 const (
 	// ImageDigestLabel names the image of a container in containerd's own record.
 	ImageDigestLabel = "swarm.image.digest"
+	// ownerLabel is the data directory of the agent that made a container: several may share a containerd.
+	ownerLabel = "swarm.owner"
 	// recordName and recordType are the extension of containerd's record that holds the worker.Container.
 	recordName = "swarm.container"
 	recordType = "swarm/worker.Container"
@@ -183,7 +185,7 @@ func (r *Runtime) putRecord(ctx context.Context, c worker.Container, s *specs.Sp
 	}
 	_, err = r.containers().Create(ctx, containers.Container{
 		ID:          c.ID,
-		Labels:      map[string]string{ImageDigestLabel: c.ImageDigest},
+		Labels:      map[string]string{ImageDigestLabel: c.ImageDigest, ownerLabel: r.cfg.DataDir},
 		Image:       c.ImageRef,
 		Runtime:     containers.RuntimeInfo{Name: runtimeV2, Options: opts},
 		Spec:        spec,

@@ -3,6 +3,7 @@ package containerd
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"time"
 
 	"swarm/agent/worker"
@@ -53,16 +54,13 @@ func (r *Runtime) details(ctx context.Context) ([]Details, error) {
 	for _, t := range response.Tasks {
 		running[t.ID] = t
 	}
-	infos, err := r.containers().List(ctx)
+	infos, err := r.containers().List(ctx, `labels."`+ownerLabel+`"==`+strconv.Quote(r.cfg.DataDir))
 	if err != nil {
 		return nil, fmt.Errorf("list containers: %w", err)
 	}
 	result := make([]Details, 0, len(infos))
 	for _, info := range infos {
 		d, err := r.describe(info, running[info.ID])
-		if errdefs.IsNotFound(err) {
-			continue // somebody else's, on a shared containerd
-		}
 		if err != nil {
 			return nil, err
 		}

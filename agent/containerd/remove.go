@@ -31,6 +31,9 @@ func (r *Runtime) remove(ctx context.Context, id string) error {
 	if err := r.removeTask(ctx, id); err != nil {
 		return err
 	}
+	if err := killCgroup(ctx, r.cgroupPath(id)); err != nil {
+		return fmt.Errorf("remove container %s: %w", id, err)
+	}
 	if r.cfg.Logs != nil {
 		if err := r.cfg.Logs.CloseLog(ctx, id); err != nil && !errdefs.IsNotFound(err) {
 			return fmt.Errorf("close the log of container %s: %w", id, err)

@@ -21,6 +21,7 @@ import (
 	"swarm/agent/images"
 	"swarm/agent/worker"
 
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/swarm"
@@ -489,4 +490,67 @@ func TestContainersOutliveContainerd(t *testing.T) {
 	equal(t, "pid", fmt.Sprint(d.Running, d.PID), fmt.Sprint(true, pid))
 	check(t, b.runtime.Stop(t.Context(), stays.ID, "", time.Minute))
 	equal(t, "code", fmt.Sprint(b.wait(stays.ID).Code), "7")
+}
+
+func TestKilledShimEndsItsContainer(t *testing.T) {
+	b := newBench(t)
+	c := b.container(args("sleep"))
+	pid := b.start(c)
+	b.await(c.ID, "sleeping")
+	containerd := b.runtime.process.running()
+	for _, own := range processesIn(filepath.Join(b.cfg.CgroupParent, ownCgroup)) {
+		if own != containerd {
+			unix.Kill(own, unix.SIGKILL)
+		}
+	}
+	exit := b.wait(c.ID)
+	if exit.Code != exitUnknown && exit.Code != 137 {
+		t.Errorf("exit code %d", exit.Code)
+	}
+	check(t, b.runtime.Remove(t.Context(), c.ID))
+	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if len(status) > 0 && !strings.Contains(string(status), "State:\tZ") {
+		t.Errorf("the process outlived its shim: %s", status)
+	}
+}
+
+func TestExistingContainerdIsShared(t *testing.T) {
+	b := newBench(t)
+	b.start(b.container(args("sleep")))
+	cfg := b.cfg
+	cfg.Address, cfg.DataDir, cfg.RunDir = b.runtime.process.socket, t.TempDir(), t.TempDir()
+	other, err := Open(t.Context(), cfg)
+	check(t, err)
+	defer other.Client().Close()
+	all, err := other.List(t.Context())
+	check(t, err)
+	equal(t, "containers of the other agent's", fmt.Sprint(len(all)), "0")
+	c := b.container(args("exit", "4"))
+	check(t, other.Create(t.Context(), c))
+	_, err = other.Start(t.Context(), c.ID)
+	check(t, err)
+	exit, err := other.Wait(t.Context(), c.ID)
+	check(t, err)
+	equal(t, "code", fmt.Sprint(exit.Code), "4")
+	check(t, other.Remove(t.Context(), c.ID))
+}
+
+func TestLeftoversOfAKilledAgentAreUndone(t *testing.T) {
+	b := newBench(t)
+	info, err := b.runtime.image(t.Context(), b.digest)
+	check(t, err)
+	// An agent is killed while it reads an image: the snapshot and what it mounted stay.
+	_, err = b.runtime.snapshots().View(t.Context(), "view-x", info.chainID, snapshots.WithLabels(map[string]string{viewLabel: "1", gcRootLabel: "x"}))
+	check(t, err)
+	left := filepath.Join(b.runtime.mountsDir(), "view-x")
+	check(t, os.Mkdir(left, 0o700))
+	check(t, unix.Mount(left, left, "", unix.MS_BIND, ""))
+	b.close()
+	b.open()
+	if entries, _ := os.ReadDir(b.runtime.mountsDir()); len(entries) > 0 {
+		t.Errorf("left: %v", entries)
+	}
+	if _, err := b.runtime.snapshots().Stat(t.Context(), "view-x"); !errdefs.IsNotFound(err) {
+		t.Errorf("snapshot is left: %v", err)
+	}
 }

@@ -173,14 +173,37 @@ func (i *Images) keep(ctx context.Context, record images.Image) error {
 	if err := images.Walk(ctx, images.SetChildrenLabels(i.store(), present), record.Target); err != nil {
 		return fmt.Errorf("keep image %s: %w", familiar(record.Name), err)
 	}
-	store := i.client.ImageService()
-	_, err := store.Create(ctx, record)
-	if errdefs.IsAlreadyExists(err) {
-		_, err = store.Update(ctx, record, "target")
-	}
-	if err != nil {
+	if err := i.name(ctx, record); err != nil {
 		return fmt.Errorf("name image %s: %w", familiar(record.Name), err)
 	}
 	defer i.signal()
 	return i.unpack(ctx, record)
+}
+
+// name writes an image's record. An image that loses its last name to it stays without one: tasks may be pinned to it.
+func (i *Images) name(ctx context.Context, record images.Image) error {
+	store := i.client.ImageService()
+	_, err := store.Create(ctx, record)
+	if !errdefs.IsAlreadyExists(err) {
+		return err
+	}
+	before, err := store.Get(ctx, record.Name)
+	if err != nil {
+		return err
+	}
+	if before.Target.Digest == record.Target.Digest {
+		return nil
+	}
+	same, err := i.byDigest(ctx, before.Target.Digest)
+	if err != nil {
+		return err
+	}
+	if len(same) == 1 {
+		_, err = store.Create(ctx, images.Image{Name: unnamed + before.Target.Digest.String(), Target: before.Target})
+		if err != nil && !errdefs.IsAlreadyExists(err) {
+			return err
+		}
+	}
+	_, err = store.Update(ctx, record, "target")
+	return err
 }

@@ -236,6 +236,17 @@ func TestInspectListAndRemoveSpeakAsDockerDoes(t *testing.T) {
 		equal(t, ref, fmt.Sprintln(found.ID, found.RepoTags, found.RepoDigests, found.Architecture, found.Config.Cmd, len(found.RootFS.Layers)),
 			fmt.Sprintln(d, "[hello:latest hello:v1] [hello@"+d+"] amd64 [/bin/x] 2"))
 	}
+	other := testImage(t, "newer")
+	n.load(ociArchive(t, image, map[string]string{"org.opencontainers.image.ref.name": "moving"}))
+	n.load(ociArchive(t, other, map[string]string{"org.opencontainers.image.ref.name": "moving"}))
+	n.load(ociArchive(t, testImage(t, "newest"), map[string]string{"org.opencontainers.image.ref.name": "moving"}))
+	pinned, err := n.Ensure(t.Context(), "moving@"+digestOf(t, other), nil, "")
+	check(t, err)
+	equal(t, "an image whose name moved on", pinned, digestOf(t, other))
+	for _, ref := range []string{"moving", digestOf(t, other)} {
+		_, err = n.Remove(t.Context(), ref, false)
+		check(t, err)
+	}
 	list, err := n.List(t.Context())
 	check(t, err)
 	equal(t, "list", fmt.Sprintf("%d %v %v", len(list), list[0].RepoTags, list[0].Labels), "1 [hello:latest hello:v1] map[made:here]")
