@@ -68,11 +68,10 @@ func (i *Images) fetchTarget(ctx context.Context, name string, target ocispec.De
 	if !images.IsIndexType(target.MediaType) && !images.IsManifestType(target.MediaType) {
 		return invalid("%s is of type %q, not an image", target.Digest, target.MediaType)
 	}
-	ctx, done, err := i.client.WithLease(ctx, leases.WithRandomID(), leases.WithExpiration(leaseMax))
+	ctx, release, err := i.protect(ctx, target.Digest)
 	if err != nil {
-		return fmt.Errorf("fetch: %w", err)
+		return err
 	}
-	defer done(context.WithoutCancel(ctx))
 	d := &download{images: i, sources: sources, progress: progress}
 	if err := images.Dispatch(ctx, i.fetchHandler(d), semaphore.NewWeighted(parallelMax), target); err != nil {
 		return err
@@ -85,7 +84,28 @@ func (i *Images) fetchTarget(ctx context.Context, name string, target ocispec.De
 		return i.incomplete(familiar(name), s)
 	}
 	target.Annotations, target.Data, target.URLs = nil, nil, nil
-	return i.keep(ctx, images.Image{Name: name, Target: target})
+	if err := i.keep(ctx, images.Image{Name: name, Target: target}); err != nil {
+		return err
+	}
+	return release()
+}
+
+// protect keeps what is fetched of an image from being collected. It lasts through a failure, so that the next attempt
+// goes on with what is there, and ends with release or after leaseMax.
+func (i *Images) protect(ctx context.Context, d digest.Digest) (protected context.Context, release func() error, err error) {
+	id := "fetch-" + d.Encoded()
+	manager := i.client.LeasesService()
+	_, err = manager.Create(ctx, leases.WithID(id), leases.WithExpiration(leaseMax))
+	if err != nil && !errdefs.IsAlreadyExists(err) {
+		return nil, nil, fmt.Errorf("protect image %s: %w", d, err)
+	}
+	release = func() error {
+		if err := manager.Delete(context.WithoutCancel(ctx), leases.Lease{ID: id}); err != nil && !errdefs.IsNotFound(err) {
+			return fmt.Errorf("release image %s: %w", d, err)
+		}
+		return nil
+	}
+	return leases.WithLease(ctx, id), release, nil
 }
 
 // fetchHandler downloads a blob, then says which blobs follow from it: those of this platform.

@@ -335,7 +335,15 @@ func TestCorruptBlobIsRefusedAndFetchedElsewhere(t *testing.T) {
 			w.Write(body)
 		})
 	})
-	good := has.serve(nil)
+	var resumed atomic.Bool
+	good := has.serve(func(h http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("Range") != "" {
+				resumed.Store(true)
+			}
+			h.ServeHTTP(w, r)
+		})
+	})
 	wants := newNode(t, http.DefaultTransport)
 	_, err = wants.Ensure(t.Context(), "nowhere.invalid/hello:latest@"+d, []string{bad}, "")
 	if !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "does not match its digest") || !strings.Contains(err.Error(), "not in the local store; peer "+bad) {
@@ -344,9 +352,14 @@ func TestCorruptBlobIsRefusedAndFetchedElsewhere(t *testing.T) {
 	held, err := wants.Held(t.Context())
 	check(t, err)
 	equal(t, "held", len(held), 0)
-	got, err := wants.Ensure(t.Context(), "nowhere.invalid/hello:latest@"+d, []string{bad, cut, good}, "")
+	_, err = wants.Ensure(t.Context(), "nowhere.invalid/hello:latest@"+d, []string{cut}, "")
+	if !errdefs.IsNotFound(err) {
+		t.Errorf("cut: %v", err)
+	}
+	got, err := wants.Ensure(t.Context(), "nowhere.invalid/hello:latest@"+d, []string{bad, good}, "")
 	check(t, err)
 	equal(t, "digest", got, d)
+	equal(t, "the next attempt goes on where the last one broke off", resumed.Load(), true)
 }
 
 func TestBlobRouteServesImagesAndNothingElse(t *testing.T) {
