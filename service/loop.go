@@ -2,6 +2,9 @@ package service
 
 import (
 	"context"
+	"hash/fnv"
+	"io"
+	"iter"
 	"log/slog"
 	"maps"
 	"slices"
@@ -121,8 +124,20 @@ func (l *loop) noticeNode(id string) {
 // work is the plan of one service as far as one commit takes it.
 type work struct {
 	service *raftstore.Service
-	name    string
 	steps   []step
+	// wanted is the fingerprint of the tasks that it was decided on.
+	wanted uint64
+}
+
+// fingerprint tells apart what orchestrators made of a service's tasks: which there are and what is wanted of each.
+// What agents say does not matter to it. Tasks come in order of ids.
+func fingerprint(tasks iter.Seq[*raftstore.Task]) uint64 {
+	h := fnv.New64a()
+	for t := range tasks {
+		_, _ = io.WriteString(h, t.ID)
+		_, _ = io.WriteString(h, string(t.DesiredState))
+	}
+	return h.Sum64()
 }
 
 // decide plans for the services that changed or are due, as much as one commit takes; the rest stays to do.
@@ -152,7 +167,7 @@ func (l *loop) decide(now time.Time) []work {
 		}
 		l.remember(id, &p, touched)
 		if len(p.steps) > 0 {
-			all = append(all, work{service: s.service, name: s.service.Name, steps: p.steps})
+			all = append(all, work{service: s.service, steps: p.steps, wanted: fingerprint(slices.Values(s.tasks))})
 			room -= countChanges(p.steps)
 		}
 	}
@@ -263,15 +278,17 @@ func (l *loop) watchTrials(s *scene) map[string]time.Time {
 func (l *loop) commit(ctx context.Context, store *raftstore.Store, all []work) error {
 	var done []bool
 	err := store.Update(ctx, func(tx *raftstore.Tx) error {
-		// A leader that was replaced must not go on from what it saw before.
+		// A leader that was replaced must not go on from what it saw before. Where it cannot know yet, the guard has one of
+		// two orchestrators run this again, and the fingerprint tells it that its plan is of the past.
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		done = done[:0]
 		tx.Guard(guardName)
+		done = done[:0]
 		for _, w := range all {
+			current := fingerprint(tx.TasksOf(w.service.ID)) == w.wanted
 			for _, s := range w.steps {
-				done = append(done, s.apply(tx))
+				done = append(done, current && s.apply(tx))
 			}
 		}
 		return nil
@@ -283,15 +300,14 @@ func (l *loop) commit(ctx context.Context, store *raftstore.Store, all []work) e
 		return err
 	}
 	l.committed = store.Local().Index()
-	i := 0
 	for _, w := range all {
 		for _, s := range w.steps {
-			if done[i] {
-				s.log(l.log, w.name)
+			if done[0] {
+				s.log(l.log, w.service.Name)
 			} else {
 				l.todo[w.service.ID] = struct{}{}
 			}
-			i++
+			done = done[1:]
 		}
 	}
 	return nil

@@ -1,7 +1,9 @@
 package dispatcher
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"testing"
@@ -10,10 +12,12 @@ import (
 
 	"swarm/raftstore"
 	"swarm/rpc"
+	"swarm/service"
 	"swarm/service/task"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/swarm"
+	"golang.org/x/sync/errgroup"
 )
 
 func TestServiceRunsOnAgents(t *testing.T) {
@@ -443,5 +447,26 @@ func TestChangedGraceTimeBeginsNewSessions(t *testing.T) {
 				t.Fatalf("%v", a.welcome)
 			}
 		})
+	})
+}
+
+// A leader that lost its place without knowing may decide beside its successor: nothing is done twice.
+func TestTwoOrchestratorsDoNothingTwice(t *testing.T) {
+	withManager(t, 3, func(m *manager) {
+		m.start("n1", "n2", "n3")
+		ctx, cancel := context.WithCancel(m.ctx)
+		var second errgroup.Group
+		second.Go(func() error { return service.Run(ctx, m.store, slog.New(slog.DiscardHandler)) })
+		defer func() { cancel(); _ = second.Wait() }()
+		for i := range 10 {
+			m.create(fmt.Sprint("web", i), 30)
+			m.change("web0", func(s *swarm.ServiceSpec) { *s.Mode.Replicated.Replicas = uint64(30 + i*7%20) })
+			settled(0)
+		}
+		// A task that was created twice would leave its twin behind, shut down.
+		want := 9*30 + 30 + 9*7%20
+		if got := strings.Count(m.states(), "running"); got != want || m.store.Local().Tasks.Len() != want {
+			t.Fatalf("%d tasks run, %d are there, want %d", got, m.store.Local().Tasks.Len(), want)
+		}
 	})
 }

@@ -71,6 +71,7 @@ func (d *Dispatcher) Session(stream rpc.Dispatcher_SessionServer) error {
 	if s.nodeID == "" {
 		return errdefs.ErrUnauthenticated.WithMessage("a session needs a node certificate")
 	}
+	s.outbox.begin(s)
 	received := s.receive()
 	if err := s.hello(received); err != nil {
 		return err
@@ -83,7 +84,6 @@ func (d *Dispatcher) Session(stream rpc.Dispatcher_SessionServer) error {
 	if err != nil {
 		return s.refuse(err)
 	}
-	s.outbox.begin(s)
 	go s.sendAll(welcome)
 	err = s.serve(received, time.Duration(welcome.BeatNs))
 	d.writer.drop(s)
