@@ -183,7 +183,7 @@ func TestASignalEndsLongLivedPartsInOrder(t *testing.T) {
 	}
 }
 
-func TestProgressHintsNameOurCommand(t *testing.T) {
+func TestProgressIsBriefAndNamesOurCommand(t *testing.T) {
 	var out bytes.Buffer
 	e, err := newEngine(io.NopCloser(strings.NewReader("")), &out, io.Discard)
 	if err != nil {
@@ -192,8 +192,11 @@ func TestProgressHintsNameOurCommand(t *testing.T) {
 	if err := e.rewriteHints(); err != nil {
 		t.Fatal(err)
 	}
-	fmt.Fprint(e.Out(), "Use `docker service ps s1` to check progress.")
-	if got, want := out.String(), "Use `swarm service ps s1` to check progress."; got != want {
+	for _, line := range []string{"0 out of 2", "0 out of 2", "1 out of 2", "Use `docker service ps s1` to check progress."} {
+		fmt.Fprint(e.Out(), "progress: ") // docker writes a line in pieces
+		fmt.Fprintln(e.Out(), line)
+	}
+	if got, want := out.String(), "progress: 0 out of 2\nprogress: 1 out of 2\nprogress: Use `swarm service ps s1` to check progress.\n"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }

@@ -51,7 +51,7 @@ func newEngine(stdin io.ReadCloser, stdout, stderr io.Writer) (*engine, error) {
 // rewriteHints makes the output of a command that shows progress speak of us. Other output, of containers above all, is never touched.
 func (e *engine) rewriteHints() error {
 	terminal := e.Out().IsTerminal()
-	if err := command.WithOutputStream(rewriter{e.Out()})(e.DockerCli); err != nil {
+	if err := command.WithOutputStream(&rewriter{Writer: e.Out(), terminal: terminal})(e.DockerCli); err != nil {
 		return err
 	}
 	e.Out().SetIsTerminal(terminal)
@@ -159,12 +159,38 @@ func (e *engine) CurrentContext() string          { return command.DefaultContex
 func (e *engine) DockerEndpoint() docker.Endpoint { return docker.Endpoint{} }
 func (e *engine) ServerInfo() command.ServerInfo  { return command.ServerInfo{OSType: "linux"} }
 
-// rewriter puts the one hint that docker prints while it waits for a service in our words.
-type rewriter struct{ io.Writer }
+// rewriter puts the one hint that docker prints while it waits for a service in our words. Where nobody watches a terminal
+// it also drops lines that repeat the one before: docker tells the state five times a second, which fills the logs of scripts.
+type rewriter struct {
+	io.Writer
+	terminal bool
+	last     string
+	partial  []byte // of a line that has not ended yet
+}
 
-func (w rewriter) Write(p []byte) (int, error) {
-	if _, err := w.Writer.Write(bytes.ReplaceAll(p, []byte("`docker service"), []byte("`swarm service"))); err != nil {
-		return 0, err
+func (w *rewriter) Write(p []byte) (int, error) {
+	if w.terminal {
+		return len(p), w.put(string(p))
 	}
-	return len(p), nil
+	w.partial = append(w.partial, p...)
+	for {
+		line, rest, ended := bytes.Cut(w.partial, []byte("\n"))
+		if !ended {
+			return len(p), nil
+		}
+		text := string(line)
+		w.partial = rest
+		if text == w.last {
+			continue
+		}
+		w.last = text
+		if err := w.put(text + "\n"); err != nil {
+			return 0, err
+		}
+	}
+}
+
+func (w *rewriter) put(text string) error {
+	_, err := io.WriteString(w.Writer, strings.ReplaceAll(text, "`docker service", "`swarm service"))
+	return err
 }
