@@ -36,7 +36,7 @@ type disk struct {
 
 // openDisk checks all of the directory that raft is going to rely on, because raft itself panics over a damaged entry
 // and silently falls back to an older snapshot. It completes log, which knows how to stop the replica.
-func openDisk(cfg Config, log *sealedLog) (*disk, error) {
+func openDisk(cfg Config, log *sealedLog, closing <-chan struct{}) (*disk, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the state directory: %w", err)
 	}
@@ -52,19 +52,19 @@ func openDisk(cfg Config, log *sealedLog) (*disk, error) {
 	if d.bolt, err = openBolt(path, cfg.noSync); err != nil {
 		return nil, err
 	}
-	if err := d.assemble(cfg, path, log); err != nil {
+	if err := d.assemble(cfg, path, log, closing); err != nil {
 		return nil, errors.Join(err, d.close())
 	}
 	return d, nil
 }
 
-func (d *disk) assemble(cfg Config, path string, log *sealedLog) error {
+func (d *disk) assemble(cfg Config, path string, log *sealedLog, closing <-chan struct{}) error {
 	log.LogStore, log.path, log.sealer = d.bolt, path, cfg.Sealer
 	if cfg.wrapLog != nil {
 		log.LogStore = cfg.wrapLog(d.bolt)
 	}
 	d.log = log
-	d.stable = patientStable{StableStore: d.bolt, closing: log.halted, warn: func(err error) {
+	d.stable = patientStable{StableStore: d.bolt, live: &log.live, closing: closing, warn: func(err error) {
 		cfg.Log.Error("raft's vote cannot be written; this manager waits", "file", path, "error", err)
 	}}
 	var err error

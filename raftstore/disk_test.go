@@ -289,6 +289,25 @@ func TestFullDiskOfTheLeaderCostsNoWrite(t *testing.T) {
 	})
 }
 
+// raft panics over an entry that cannot be read, so it never hears of one.
+func TestEntryDamagedAtRunTimeStopsTheReplicaWithoutAPanic(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t)
+		m := c.start("n1", true)
+		c.update(m, createService("web"))
+		garbled := testSealer("another key")
+		store := raft.NewInmemStore()
+		check(t, (&sealedLog{LogStore: store, sealer: garbled, applied: func() uint64 { return 0 }}).StoreLog(&raft.Log{Index: 7, Term: 1}))
+		m.disk.log.LogStore = store
+		go func() { _ = m.disk.log.GetLog(7, new(raft.Log)) }()
+		err := m.work.Wait()
+		if err == nil || !strings.Contains(err.Error(), "entry 7 of the cluster log") || !strings.Contains(err.Error(), "join it again") {
+			t.Fatalf("got %v", err)
+		}
+		delete(c.managers, "n1")
+	})
+}
+
 func alterLog(t *testing.T, dir string, change func(b *bbolt.Bucket, last uint64)) {
 	db, err := bbolt.Open(filepath.Join(dir, logFile), 0o600, nil)
 	check(t, err)

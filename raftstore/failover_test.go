@@ -242,6 +242,24 @@ func TestAnOldLeadersWriteIsRefusedInALaterTerm(t *testing.T) {
 	})
 }
 
+func TestStoppedLeaderCostsNoElection(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		all := c.form(3)
+		leader := c.leader(all...)
+		rest := slices.DeleteFunc(slices.Clone(all), func(m *manager) bool { return m == leader })
+		leader.stop()
+		check(t, leader.work.Wait())
+		began := time.Now()
+		c.update(rest[0], createService("web"))
+		if took := time.Since(began); took > 300*time.Millisecond {
+			t.Errorf("next commit after %s", took)
+		}
+		if err := leader.Update(context.Background(), createService("late")); !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "stopping") {
+			t.Errorf("update of a stopped manager: %v", err)
+		}
+	})
+}
+
 func TestDemotedLeaderHandsOverAndLeaves(t *testing.T) {
 	bubble(t, func(t *testing.T, c *cluster) {
 		all := c.form(3)

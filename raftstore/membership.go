@@ -14,6 +14,8 @@ const (
 	membershipPause = 200 * time.Millisecond
 	// membershipTimeout bounds how long a change of the configuration may wait in raft's queue.
 	membershipTimeout = 10 * time.Second
+	// membershipPatience is how long something may stand in the way before it is worth a warning.
+	membershipPatience = 5 * time.Second
 	// promoteLagMax is how many entries a non-voter may be behind to become a voter.
 	promoteLagMax = 64
 )
@@ -52,13 +54,16 @@ type membership struct {
 func (s *Store) RunMembership(ctx context.Context) error {
 	watch := s.Watch()
 	defer watch.Close()
-	told := ""
+	obstacle, since, told := "", time.Now(), false
 	for ctx.Err() == nil {
 		done, blocked := s.stepMembership()
-		if blocked != "" && blocked != told {
-			s.log.Warn("managers not yet as wanted", "reason", blocked)
+		if blocked != obstacle {
+			obstacle, since, told = blocked, time.Now(), false
 		}
-		told = blocked
+		if blocked != "" && !told && time.Since(since) >= membershipPatience {
+			s.log.Warn("managers are not as wanted", "reason", blocked)
+			told = true
+		}
 		if done {
 			continue // there may be more to do
 		}

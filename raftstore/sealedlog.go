@@ -4,7 +4,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -19,8 +21,8 @@ type sealedLog struct {
 	path string
 	// broken is told of an entry that cannot be read.
 	broken func(error)
-	// halted is closed when the replica stops because of broken.
-	halted <-chan struct{}
+	// live is set once raft's own goroutines run: from then on an error would be answered by a panic.
+	live atomic.Bool
 	// applied is the index of the last applied command.
 	applied func() uint64
 
@@ -39,15 +41,16 @@ func place(l *raft.Log) []byte {
 	return binary.BigEndian.AppendUint64(context, l.Term)
 }
 
-// GetLog reads one entry. raft has no answer to a damaged entry but panic, so this stops the replica and then waits for its end.
+// GetLog reads one entry. raft has no answer to a damaged entry but panic, so this stops the replica and ends raft's goroutine
+// instead: its deferred calls run, and it touches nothing more.
 func (s *sealedLog) GetLog(index uint64, l *raft.Log) error {
 	err := s.read(index, l)
-	if err == nil || errors.Is(err, raft.ErrLogNotFound) {
+	if err == nil || errors.Is(err, raft.ErrLogNotFound) || !s.live.Load() {
 		return err
 	}
 	s.broken(err)
-	<-s.halted
-	select {}
+	runtime.Goexit()
+	return err
 }
 
 // read is GetLog for those who can handle an error.
@@ -176,7 +179,8 @@ const stableRetry = time.Second
 // full; this one holds raft up instead, which to the other managers looks like a manager that is away, and nothing can be voted twice.
 type patientStable struct {
 	raft.StableStore
-	// closing ends the wait: the process is about to stop and must not go on with a vote that is not on disk.
+	live *atomic.Bool
+	// closing ends the wait, and raft's goroutine with it: it must not go on with a vote that is not on disk.
 	closing <-chan struct{}
 	warn    func(error)
 }
@@ -192,14 +196,14 @@ func (s patientStable) SetUint64(key []byte, value uint64) error {
 func (s patientStable) insist(write func() error) error {
 	for {
 		err := write()
-		if err == nil {
-			return nil
+		if err == nil || !s.live.Load() {
+			return err
 		}
 		s.warn(err)
 		select {
 		case <-time.After(stableRetry):
 		case <-s.closing:
-			select {}
+			runtime.Goexit()
 		}
 	}
 }

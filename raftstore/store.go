@@ -161,7 +161,7 @@ func Open(cfg Config) (*Store, error) {
 	}
 	s.fsm = newFSM(s.fail)
 	var err error
-	if s.disk, err = openDisk(cfg, &sealedLog{broken: s.fail, halted: s.closing, applied: func() uint64 { return s.Local().index }}); err != nil {
+	if s.disk, err = openDisk(cfg, &sealedLog{broken: s.fail, applied: func() uint64 { return s.Local().index }}, s.closing); err != nil {
 		return nil, err
 	}
 	if err := s.join(); err != nil {
@@ -187,8 +187,11 @@ func (s *Store) join() error {
 	if err := s.bootstrap(conf); err != nil {
 		return errors.Join(err, s.transport.Close())
 	}
-	var err error
-	s.raft, err = raft.NewRaft(conf, s.fsm, s.disk.cache, s.disk.stable, s.disk.snapshots, s.transport)
+	err := guarded(s.disk.log.path, func() (err error) {
+		s.raft, err = raft.NewRaft(conf, s.fsm, s.disk.cache, s.disk.stable, s.disk.snapshots, s.transport)
+		return err
+	})
+	s.disk.log.live.Store(true)
 	if err != nil {
 		return errors.Join(fmt.Errorf("start raft on %s: %w", s.cfg.Dir, err), s.transport.Close())
 	}
@@ -231,13 +234,17 @@ func (s *Store) fail(err error) {
 	})
 }
 
-// Run keeps the replica alive until ctx ends, then shuts raft down. A corrupted log ends it with an error that names the file.
+// Run keeps the replica alive until ctx ends, then shuts raft down; a leader hands over first, so that a planned stop costs
+// no election. A corrupted log ends it with an error that names the file.
 func (s *Store) Run(ctx context.Context) error {
 	if s.running.Swap(true) {
 		return errors.New("raftstore: Run called twice")
 	}
 	select {
 	case <-ctx.Done():
+		if err := s.handOver(); err != nil {
+			s.log.Warn("leadership not handed over before the stop", "error", err)
+		}
 	case <-s.failed:
 	}
 	if s.shutdown() {
@@ -253,7 +260,15 @@ func (s *Store) Run(ctx context.Context) error {
 	}
 }
 
-// shutdown ends raft and the store's goroutines; false when raft hangs, which it does on purpose after some failures.
+// handOver gives leadership away if this node has it. raft bounds it by an election timeout.
+func (s *Store) handOver() error {
+	if lead, _ := s.leadership(); lead == nil {
+		return nil
+	}
+	return s.TransferLeadership()
+}
+
+// shutdown ends raft and the store's goroutines; false when raft hangs.
 func (s *Store) shutdown() bool {
 	s.closeOnce.Do(func() { close(s.closing) })
 	done := make(chan struct{})
@@ -272,6 +287,15 @@ func (s *Store) shutdown() bool {
 		return true
 	case <-time.After(shutdownWait):
 		s.log.Warn("raft did not end in time", "wait", shutdownWait)
+		return false
+	}
+}
+
+func (s *Store) stopping() bool {
+	select {
+	case <-s.closing:
+		return true
+	default:
 		return false
 	}
 }

@@ -110,8 +110,11 @@ func (s *Store) propose(ctx context.Context, commit []byte) (verdict, error) {
 	doubt := "" // set once a try ended without an answer
 	for {
 		answer, err := s.proposeOnce(ctx, commit)
-		if err == nil || !s.worthRetrying(err) || errors.Is(err, errTermOver) {
+		if err == nil || errdefs.IsInvalidArgument(err) || errors.Is(err, errTermOver) {
 			return answer, err
+		}
+		if s.stopping() {
+			return answer, errStopped()
 		}
 		if fault := s.disk.log.faultSince(began); fault != nil && len(s.servers()) <= 1 {
 			// Alone there is nobody who could take over from this manager's disk.
@@ -135,18 +138,6 @@ func (s *Store) propose(ctx context.Context, commit []byte) (verdict, error) {
 
 // mayStillHappen ends errors about a commit that is in some manager's log without being committed.
 const mayStillHappen = " The change may still take effect when there is a leader."
-
-func (s *Store) worthRetrying(err error) bool {
-	if errdefs.IsInvalidArgument(err) {
-		return false
-	}
-	select {
-	case <-s.closing:
-		return false
-	default:
-		return true
-	}
-}
 
 // errTermOver is what a leader's work gets after its term.
 var errTermOver = fmt.Errorf("leadership was lost: %w", errdefs.ErrUnavailable)

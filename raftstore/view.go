@@ -53,10 +53,8 @@ func (s *Store) readIndex() (uint64, error) {
 		if since := s.leaderlessSince(); !since.IsZero() && time.Since(since) > leaderWait {
 			return 0, s.noLeader()
 		}
-		select {
-		case <-s.closing:
+		if s.stopping() {
 			return 0, errStopped()
-		default:
 		}
 		if pause(ctx, proposePause) != nil {
 			return 0, fmt.Errorf("no linearizable read within %s: %w", viewTimeout, err)
