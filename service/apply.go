@@ -34,6 +34,9 @@ func (c change) holds(tx *raftstore.Tx) bool {
 	case opUpdateStatus:
 		service, ok := tx.Services.Get(c.service.ID)
 		return ok && service.SpecVersion == c.service.SpecVersion
+	case opRollback:
+		service, ok := tx.Services.Get(c.service.ID)
+		return ok && service.SpecVersion == c.service.SpecVersion && tx.Spec(service.ID, c.version) != nil
 	case opEraseSpec, opEraseService:
 		service, ok := tx.Services.Get(c.service.ID)
 		return ok && service.SpecVersion == c.service.SpecVersion && service.Removing == c.service.Removing
@@ -75,11 +78,26 @@ func (c change) write(tx *raftstore.Tx) {
 		service := *row
 		service.UpdateStatus = c.update
 		tx.PutObservedService(service)
+	case opRollback:
+		c.rollBack(tx)
 	case opEraseSpec:
 		tx.DeleteSpec(raftstore.SpecID(c.service.ID, c.version))
 	case opEraseService:
 		tx.DeleteService(c.service.ID)
 	}
+}
+
+// rollBack makes an earlier spec the current one, as a new version. There is no way back from it but the next update.
+func (c change) rollBack(tx *raftstore.Tx) {
+	row, _ := tx.Services.Get(c.service.ID)
+	service := *row
+	service.SpecVersion++
+	service.PreviousSpecVersion = 0
+	service.UpdateStatus = c.update
+	tx.PutService(service)
+	v := raftstore.Spec{ServiceID: service.ID, SpecVersion: service.SpecVersion, Spec: *tx.Spec(service.ID, c.version)}
+	v.ID = raftstore.SpecID(service.ID, service.SpecVersion)
+	tx.PutSpec(v)
 }
 
 // edit changes a task's row as observed state: its version stays that of its creation, which orders the tasks of a slot.
@@ -104,7 +122,7 @@ func (c change) nodeOf(t *raftstore.Task) string {
 func (s step) log(log *slog.Logger, serviceName string) {
 	for _, c := range s.changes {
 		switch {
-		case c.op == opUpdateStatus:
+		case c.op == opUpdateStatus, c.op == opRollback:
 			log.Info("service update", "service", serviceName, "state", c.update.State, "message", c.update.Message)
 			continue
 		case c.op == opEraseService:

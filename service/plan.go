@@ -49,6 +49,7 @@ const (
 	opDesire        op = "desire"
 	opObserve       op = "observe"
 	opErase         op = "erase"
+	opRollback      op = "roll back"
 	opUpdateStatus  op = "update status"
 	opEraseSpec     op = "erase spec"
 	opEraseService  op = "erase service"
@@ -126,6 +127,8 @@ func (c change) String() string {
 		return c.task.ID + placeText(c.nodeID, c.status)
 	case opErase:
 		return "erase " + c.task.ID
+	case opRollback:
+		return fmt.Sprintf("roll back to v%d (%s)", c.version, c.update.Message)
 	case opUpdateStatus:
 		return fmt.Sprintf("update %s (%s)", c.update.State, c.update.Message)
 	case opEraseSpec:

@@ -49,7 +49,7 @@ func rollOut(s *scene, p *plan, slots []*slot) {
 		announce(s, p, swarm.UpdateStatus{State: swarm.UpdateStateUpdating, StartedAt: &started, Message: "update in progress"})
 	}
 	if t := tooManyFailed(s, p, settings, trials, len(dirty)); t != nil {
-		pause(s, p, status, t)
+		giveUp(s, p, settings, status, t)
 		return
 	}
 	underWay := countUnderWay(s, p, settings, trials)
@@ -180,8 +180,18 @@ func failed(s *scene, monitor time.Duration, t *raftstore.Task) bool {
 	return true
 }
 
-func pause(s *scene, p *plan, status *swarm.UpdateStatus, t *raftstore.Task) {
+// giveUp goes back to the previous spec, if that is wanted and there is one, or pauses. A rollback is never rolled back.
+func giveUp(s *scene, p *plan, settings swarm.UpdateConfig, status *swarm.UpdateStatus, t *raftstore.Task) {
 	u := carryOn(status, swarm.UpdateStatePaused, swarm.UpdateStateRollbackPaused)
+	previous := s.service.PreviousSpecVersion
+	if settings.FailureAction == swarm.UpdateFailureActionRollback && u.State == swarm.UpdateStatePaused && previous != 0 && s.specAt(previous) != nil {
+		u = swarm.UpdateStatus{
+			State: swarm.UpdateStateRollbackStarted, StartedAt: &s.now,
+			Message: fmt.Sprintf("update rolled back due to failure or early termination of task %s", t.ID),
+		}
+		p.add("rollout", change{op: opRollback, service: s.service, version: previous, update: &u})
+		return
+	}
 	u.Message = fmt.Sprintf("%s paused due to failure or early termination of task %s", u.Message, t.ID)
 	announce(s, p, u)
 }

@@ -115,6 +115,11 @@ func (w *world) apply(p plan) {
 				w.edit(c.task.ID, func(t *raftstore.Task) { t.Status, t.NodeID = c.status, c.nodeOf(t) })
 			case opErase:
 				delete(w.tasks, c.task.ID)
+			case opRollback:
+				w.service.SpecVersion++
+				w.service.PreviousSpecVersion = 0
+				w.service.UpdateStatus = c.update
+				w.specs[w.service.SpecVersion] = w.specs[c.version]
 			case opUpdateStatus:
 				w.service.UpdateStatus = c.update
 			case opEraseSpec:

@@ -209,9 +209,8 @@ func validateRollout(kind string, c *swarm.UpdateConfig) error {
 		if kind == "rollback" {
 			return invalid("invalid rollback failure action \"rollback\": a rollback is never rolled back; use pause or continue")
 		}
-		return missing("automatic rollback is not there yet: use --update-failure-action pause or continue, and swarm service rollback by hand")
 	default:
-		return invalid("unrecognized %s failure action %q; use pause or continue", kind, c.FailureAction)
+		return invalid("unrecognized %s failure action %q; use pause, continue or (for updates) rollback", kind, c.FailureAction)
 	}
 	switch c.Order {
 	case "", swarm.UpdateOrderStopFirst, swarm.UpdateOrderStartFirst:

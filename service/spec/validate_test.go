@@ -59,6 +59,9 @@ func TestValidateRefusesWithTheTextThatClientsKnow(t *testing.T) {
 		{func(s *swarm.ServiceSpec) {
 			s.TaskTemplate.Placement = &swarm.Placement{Preferences: []swarm.PlacementPreference{{Spread: &swarm.SpreadOver{SpreadDescriptor: "zone"}}}}
 		}, `invalid spread descriptor "zone"`},
+		{func(s *swarm.ServiceSpec) {
+			s.RollbackConfig = &swarm.UpdateConfig{FailureAction: swarm.UpdateFailureActionRollback}
+		}, "a rollback is never rolled back"},
 		{withMounts(mount.Mount{Type: mount.TypeBind, Target: "/x"}), "invalid bind mount source, must be an absolute path: "},
 		{withMounts(mount.Mount{Type: mount.TypeBind, Source: "/x", Target: "x"}), "invalid mount target, must be an absolute path: x"},
 		{withMounts(mount.Mount{Type: mount.TypeTmpfs, Source: "x", Target: "/x"}), "invalid tmpfs source, source must be empty"},
@@ -102,9 +105,6 @@ func TestValidateNamesWhatIsNotThereYetAndTheRemedy(t *testing.T) {
 		{func(s *swarm.ServiceSpec) {
 			s.TaskTemplate.ContainerSpec.Env = []string{"A={{.Task.Slot}}"}
 		}, "templates are not there yet"},
-		{func(s *swarm.ServiceSpec) {
-			s.UpdateConfig = &swarm.UpdateConfig{FailureAction: swarm.UpdateFailureActionRollback}
-		}, "automatic rollback is not there yet"},
 		{func(s *swarm.ServiceSpec) { s.TaskTemplate.LogDriver = &swarm.Driver{Name: "syslog"} }, `log driver "syslog" is not there`},
 	} {
 		err := Validate(web(c.change))
