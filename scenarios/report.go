@@ -2,7 +2,11 @@ package scenarios
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"strings"
 	"time"
 )
@@ -44,4 +48,33 @@ func Report(ctx context.Context, w *World) string {
 		fmt.Fprintf(&b, "======== agent of %s (runs: %v), the end of its log\n%s\n", n.Name, n.Running(), n.LogTail(reportLines))
 	}
 	return b.String()
+}
+
+// keepLogs copies every *.log of every node to dir, in place of an earlier telling's.
+func keepLogs(w *World, dir string) error {
+	if err := os.RemoveAll(dir); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for _, n := range w.Lab.Nodes() {
+		err := filepath.WalkDir(n.Dir, func(path string, entry fs.DirEntry, err error) error {
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil // the node is alive, its files come and go
+			}
+			if err != nil || entry.IsDir() || filepath.Ext(path) != ".log" || strings.Contains(path, "/io.containerd.") {
+				return err
+			}
+			content, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			return os.WriteFile(filepath.Join(dir, n.Name+"-"+filepath.Base(path)), content, 0o644)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -41,6 +41,7 @@ func TestStories(t *testing.T) {
 			t.Parallel()
 			settings := settings
 			settings.Log = t.Output()
+			settings.KeepDir = filepath.Join(settings.BinDir, "failed")
 			if err := Tell(t.Context(), story, settings); err != nil {
 				t.Fatal(err)
 			}

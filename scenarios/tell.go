@@ -27,7 +27,9 @@ type Settings struct {
 	Slowness float64
 	// Prefix of the lab's name; a number follows.
 	Prefix string
-	Log    io.Writer
+	// KeepDir gets the whole logs of a story that did not come true; empty: they go with the lab.
+	KeepDir string
+	Log     io.Writer
 }
 
 // teller is one telling of one story.
@@ -69,14 +71,27 @@ func Tell(ctx context.Context, story *Story, settings Settings) (err error) {
 	for _, s := range story.steps {
 		if err := t.do(ctx, s); err != nil {
 			watch.stop()
-			return fmt.Errorf("%s.txtar:%d: %s\n%w\n%s", story.Name, s.line, s.text, err, Report(ctx, t.World))
+			return fmt.Errorf("%s.txtar:%d: %s\n%w\n%s", story.Name, s.line, s.text, err, t.autopsy(ctx, story))
 		}
 	}
 	err = t.again(ctx, t.limit(settleMax), func(ctx context.Context) error { return settled(ctx, t.World) })
 	if err = errors.Join(err, watch.stop()); err != nil {
-		return fmt.Errorf("%s.txtar: invariant after the story: %w\n%s", story.Name, err, Report(ctx, t.World))
+		return fmt.Errorf("%s.txtar: invariant after the story: %w\n%s", story.Name, err, t.autopsy(ctx, story))
 	}
 	return nil
+}
+
+// autopsy reports, and keeps the logs before the lab is removed.
+func (t *teller) autopsy(ctx context.Context, story *Story) string {
+	report := Report(ctx, t.World)
+	if t.settings.KeepDir == "" {
+		return report
+	}
+	dir := filepath.Join(t.settings.KeepDir, story.Name)
+	if err := keepLogs(t.World, dir); err != nil {
+		return report + "keep the logs: " + err.Error()
+	}
+	return report + "the whole logs are in " + dir
 }
 
 // openFree takes the first lab of the prefix that nobody uses.

@@ -57,6 +57,7 @@ func allVerbs() map[string]verb {
 		"managers":  managers,  // N: that many managers are reachable, and all agree on the leader
 		"running":   running,   // SERVICE N: that many tasks run
 		"spread":    spread,    // SERVICE A/B/C: … on each node, in the lab's order
+		"balanced":  balanced,  // SERVICE N: that many tasks run, and no node has two more than another
 		"remember":  remember,  // SERVICE: its running tasks, containers and pids
 		"unchanged": unchanged, // SERVICE: they are what was remembered, and those processes live
 		"whole-log": wholeLog,  // SERVICE N: each running task's log is line 1, line 2, … without a hole, at least N
@@ -309,6 +310,25 @@ func spread(t *teller, ctx context.Context, args []string) (string, error) {
 	}
 	if got := FormatSpread(counts); got != args[1] {
 		return "", fmt.Errorf("tasks of %s run %s, want %s", args[0], got, args[1])
+	}
+	return "", nil
+}
+
+func balanced(t *teller, ctx context.Context, args []string) (string, error) {
+	want, err := count(args, 2, "balanced SERVICE N")
+	if err != nil {
+		return "", err
+	}
+	counts, err := t.Spread(ctx, args[0])
+	if err != nil {
+		return "", err
+	}
+	sum := 0
+	for _, n := range counts {
+		sum += n
+	}
+	if sum != want || slices.Max(counts)-slices.Min(counts) > 1 {
+		return "", fmt.Errorf("tasks of %s run %s, want %d balanced", args[0], FormatSpread(counts), want)
 	}
 	return "", nil
 }
