@@ -166,7 +166,7 @@ func (r *Runtime) reconnect() {
 // Client is the connection, for agent/images; its default namespace is set.
 func (r *Runtime) Client() *client.Client { return r.client }
 
-// Shutdown ends the private containerd process; containers must be gone.
+// Shutdown ends the private containerd process; containers must be gone, and Run must have returned.
 func (r *Runtime) Shutdown(ctx context.Context) error {
 	err := r.client.Close()
 	if r.process == nil {
