@@ -87,7 +87,7 @@ func newCluster(t *testing.T) *cluster {
 func (c *cluster) config(id string) Config {
 	l := &pipeListener{conns: make(chan net.Conn, 16), closed: make(chan struct{})}
 	cfg := Config{
-		NodeID: id, Address: id + ":2377", Dir: filepath.Join(c.dir, id), Sealer: testSealer(id), noSync: true,
+		NodeID: id, Address: id + ":2377", Dir: filepath.Join(c.dir, id), Sealer: testSealer(id), noSync: true, CheckRows: true,
 		Listener: l, Peers: peers{c, id},
 		Dial: func(ctx context.Context, address string) (net.Conn, error) { return c.dial(ctx, id, address) },
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	"go.etcd.io/bbolt"
+	bbolterrors "go.etcd.io/bbolt/errors"
 )
 
 const (
@@ -121,7 +122,7 @@ func openBolt(path string, noSync bool) (*raftboltdb.BoltStore, error) {
 
 func explainBolt(path string, err error) error {
 	switch {
-	case errors.Is(err, bbolt.ErrTimeout):
+	case errors.Is(err, bbolterrors.ErrTimeout):
 		return fmt.Errorf("the cluster log %s is in use by another process: stop the other swarm agent, or choose another --data-dir", path)
 	case errors.Is(err, fs.ErrPermission), errors.As(err, new(syscall.Errno)):
 		return fmt.Errorf("open the cluster log %s: %w", path, err)

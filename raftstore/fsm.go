@@ -18,6 +18,7 @@ type fsm struct {
 	// work is written by Apply alone.
 	work   *State
 	recent recentCommits
+	sums   *rowSums
 	// stopped is set after an entry that cannot be applied; nothing is applied after it.
 	stopped error
 	// fail ends the replica.
@@ -53,6 +54,7 @@ func (f *fsm) Apply(log *raft.Log) any {
 		f.fail(f.stopped)
 		return f.stopped
 	}
+	f.sums.verify()
 	dirty := newDirty()
 	verdicts := make([]verdict, len(commits))
 	for i, c := range commits {
@@ -141,7 +143,9 @@ func (f *fsm) checkNames(c *commit) *refusal {
 func (f *fsm) applyChange(index uint64, c *commit, ch *change, dirty *Dirty) {
 	t := f.work.table(ch.table)
 	if ch.op == opDelete {
-		dirty.add(t.remove(ch.id))
+		old := t.remove(ch.id)
+		f.sums.replace(old, nil)
+		dirty.add(old)
 		return
 	}
 	m := ch.row.meta()
@@ -155,6 +159,7 @@ func (f *fsm) applyChange(index uint64, c *commit, ch *change, dirty *Dirty) {
 		}
 	}
 	t.put(ch.row)
+	f.sums.replace(old, ch.row)
 	dirty.add(old)
 	dirty.add(ch.row)
 }

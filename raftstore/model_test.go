@@ -243,6 +243,32 @@ func drawRow(t *rapid.T) row {
 	}
 }
 
+func TestRowChangedByItsReaderIsNoticed(t *testing.T) {
+	f := newFSM(func(err error) { t.Error(err) })
+	f.sums = newRowSums(true)
+	put := func(index uint64, id string) {
+		raw, err := encodeCommit(&commit{format: entryFormat, id: newCommitID(), changes: []change{{table: tableTasks, op: opPut, id: id, row: &Task{Meta: Meta{ID: id}}}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		entry, err := encodeEntry(raw)
+		if err != nil {
+			t.Fatal(err)
+		}
+		applyEntry(t, f, index, entry)
+	}
+	put(1, "a")
+	put(2, "b")
+	a, _ := f.published.Load().Tasks.Get("a")
+	a.NodeID = "n1"
+	defer func() {
+		if fault := recover(); fault == nil || !strings.Contains(fmt.Sprint(fault), "*raftstore.Task a was changed by a reader") {
+			t.Errorf("got %v", fault)
+		}
+	}()
+	put(3, "c")
+}
+
 func TestRememberedCommitsAreBounded(t *testing.T) {
 	var r recentCommits
 	var all []commitID

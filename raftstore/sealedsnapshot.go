@@ -51,7 +51,7 @@ func snapshotContext(index, term uint64, configuration raft.Configuration, confi
 
 // Open reads a snapshot. Every chunk is authenticated before the first byte is handed out, so nobody starts on a snapshot that is damaged further on.
 func (s *sealedSnapshots) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
-	meta, plain, err := s.openOnce(id)
+	_, plain, err := s.openOnce(id)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -59,7 +59,8 @@ func (s *sealedSnapshots) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, er
 	if err := errors.Join(err, plain.Close()); err != nil {
 		return nil, nil, s.damaged(id, err)
 	}
-	if meta, plain, err = s.openOnce(id); err != nil {
+	meta, plain, err := s.openOnce(id)
+	if err != nil {
 		return nil, nil, err
 	}
 	meta.Size = size

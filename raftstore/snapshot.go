@@ -125,6 +125,7 @@ func (f *fsm) Restore(from io.ReadCloser) error {
 		return err
 	}
 	f.work, f.recent = state, recent
+	f.sums.reset(state)
 	f.publish(&Dirty{All: true})
 	return nil
 }

@@ -60,6 +60,8 @@ type Config struct {
 	TrailingEntries uint64
 	// SnapshotInterval (30 s) is how often it is checked whether a snapshot is due.
 	SnapshotInterval time.Duration
+	// CheckRows is for tests: it panics when a row that was read from the store was changed by its reader.
+	CheckRows bool
 
 	// wrapLog lets tests put a faulty disk under the log.
 	wrapLog func(raft.LogStore) raft.LogStore
@@ -160,6 +162,7 @@ func Open(cfg Config) (*Store, error) {
 		leadChanged: make(chan struct{}), leaderless: time.Now(),
 	}
 	s.fsm = newFSM(s.fail)
+	s.fsm.sums = newRowSums(cfg.CheckRows)
 	var err error
 	if s.disk, err = openDisk(cfg, &sealedLog{broken: s.fail, applied: func() uint64 { return s.Local().index }}, s.closing); err != nil {
 		return nil, err
