@@ -106,7 +106,7 @@ func all() ReadOptions { return ReadOptions{Stdout: true, Stderr: true, Tail: -1
 
 func TestLogKeepsBothStreams(t *testing.T) {
 	c, cfg := startKeeper(t)
-	stdout, stderr := openLog(t, c, LogOptions{MaxFiles: 1})
+	stdout, _ := openLog(t, c, LogOptions{MaxFiles: 1})
 	fmt.Fprintln(stdout, `one "quoted" <b>`)
 	fmt.Fprint(stdout, "unfinished")
 	if err := c.CloseLog(t.Context(), id); err != nil {
@@ -116,7 +116,7 @@ func TestLogKeepsBothStreams(t *testing.T) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	// Opened again it goes on where it was.
-	_, stderr = openLog(t, c, LogOptions{MaxFiles: 1})
+	_, stderr := openLog(t, c, LogOptions{MaxFiles: 1})
 	fmt.Fprintln(stderr, "two")
 	if err := c.CloseLog(t.Context(), id); err != nil {
 		t.Fatal(err)

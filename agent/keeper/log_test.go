@@ -376,15 +376,23 @@ func TestFollowSeesRotationsAndTheEnd(t *testing.T) {
 			return nil
 		})
 	}()
-	<-next // it follows
+	await := func(n int) {
+		for {
+			select {
+			case got := <-next:
+				if got == n {
+					return
+				}
+			case err := <-done:
+				t.Fatalf("following ended before line %d: %v", n, err)
+			}
+		}
+	}
+	await(0) // it follows
 	for n := 1; n < lines; n++ {
 		fmt.Fprintf(stdout, "line %d\n", n)
 		if n%100 == 0 {
-			for got := range next {
-				if got == n {
-					break
-				}
-			}
+			await(n)
 		}
 	}
 	k.closeForTest(t)

@@ -33,7 +33,7 @@ type Line struct {
 
 const (
 	// openRetriesMax bounds how often a reader begins again because the log was rotated under its hands.
-	openRetriesMax = 10
+	openRetriesMax = 100
 	// followPoll is how often a follower looks by itself, should notifications fail.
 	followPoll = time.Second
 )
@@ -66,6 +66,7 @@ type logReader struct {
 	options          ReadOptions
 	emit             func(Line) error
 	files            []*os.File // oldest first; the last one is the current one
+	end              int64      // of the current file when it was opened: without Follow nothing later counts
 	watcher          *fsnotify.Watcher
 }
 
@@ -87,8 +88,7 @@ func (r *logReader) run(ctx context.Context) error {
 		return fmt.Errorf("read log of %s: %w", r.id, err)
 	}
 	for len(r.files) > 0 {
-		last := len(r.files) == 1
-		if err := r.readFile(ctx, r.files[0], last && r.options.Follow); err != nil {
+		if err := r.readFirst(ctx); err != nil {
 			return err
 		}
 		r.files[0].Close()
@@ -112,23 +112,22 @@ func (r *logReader) watch() {
 
 // open opens the current and all rotated files of one moment. A follower waits for the first one.
 func (r *logReader) open(ctx context.Context) error {
-	for range openRetriesMax {
-		files, err := openSet(r.path)
-		for err == nil && len(files) == 0 && r.options.Follow && !r.closed() {
-			if err = r.wait(ctx); err == nil {
-				files, err = openSet(r.path)
-			}
+	files, err := openSet(r.path)
+	for err == nil && len(files) == 0 && r.options.Follow && !r.closed() {
+		if err = r.wait(ctx); err == nil {
+			files, err = openSet(r.path)
 		}
-		if err != nil {
-			return err
-		}
-		if len(files) == 0 || isAt(files[len(files)-1], r.path) {
-			r.files = files
-			return nil
-		}
-		closeAll(files)
 	}
-	return fmt.Errorf("it is rotated faster than it can be opened: %w", errdefs.ErrUnavailable)
+	if err != nil || len(files) == 0 {
+		return err
+	}
+	r.files = files
+	info, err := files[len(files)-1].Stat()
+	if err != nil {
+		return err
+	}
+	r.end = info.Size()
+	return nil
 }
 
 func closeAll(files []*os.File) {
@@ -137,34 +136,65 @@ func closeAll(files []*os.File) {
 	}
 }
 
-// openSet opens the files of a log, newest first, and returns them oldest first.
-func openSet(path string) (files []*os.File, err error) {
-	numbers, err := rotatedNumbers(path)
-	if err != nil {
-		return nil, err
-	}
-	for _, n := range append([]int{0}, numbers...) {
-		f, err := os.OpenFile(numbered(path, n), os.O_RDONLY|syscallNoFollow, 0)
-		if errors.Is(err, os.ErrNotExist) {
-			continue
-		}
+// openSet opens all files of a log and returns them oldest first. A rotation renames one file after the
+// other: what was opened counts only if every file still has its number afterwards, and there is no other.
+func openSet(path string) ([]*os.File, error) {
+	for range openRetriesMax {
+		numbers, err := fileNumbers(path)
 		if err != nil {
+			return nil, err
+		}
+		files, err := openNumbers(path, numbers)
+		if err != nil {
+			return nil, err
+		}
+		if unmoved(path, numbers, files) {
+			slices.Reverse(files)
+			return files, nil
+		}
+		closeAll(files)
+	}
+	return nil, fmt.Errorf("it is rotated faster than it can be opened: %w", errdefs.ErrUnavailable)
+}
+
+// openNumbers opens files; one that is not there any more is nil.
+func openNumbers(path string, numbers []int) (files []*os.File, err error) {
+	for _, n := range numbers {
+		f, err := os.OpenFile(numbered(path, n), os.O_RDONLY|syscallNoFollow, 0)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			closeAll(files)
 			return nil, err
 		}
-		files = append([]*os.File{f}, files...)
+		files = append(files, f)
 	}
 	return files, nil
 }
 
-// rotatedNumbers lists the numbers of rotated files in growing order: from new to old.
-func rotatedNumbers(path string) ([]int, error) {
+func unmoved(path string, numbers []int, files []*os.File) bool {
+	now, err := fileNumbers(path)
+	if err != nil || !slices.Equal(now, numbers) {
+		return false
+	}
+	for i, f := range files {
+		if f == nil || !isAt(f, numbered(path, numbers[i])) {
+			return false
+		}
+	}
+	return true
+}
+
+// fileNumbers lists the numbers of a log's files in growing order: from the current one, 0, to the oldest.
+func fileNumbers(path string) ([]int, error) {
 	entries, err := os.ReadDir(filepath.Dir(path))
 	if err != nil {
 		return nil, err
 	}
 	var numbers []int
 	for _, e := range entries {
+		if e.Name() == filepath.Base(path) {
+			numbers = append(numbers, 0)
+			continue
+		}
 		suffix, ok := strings.CutPrefix(e.Name(), filepath.Base(path)+".")
 		if n, err := strconv.Atoi(suffix); ok && err == nil && n > 0 {
 			numbers = append(numbers, n)
@@ -194,11 +224,15 @@ func (r *logReader) seekTail() error {
 		want = int(^uint(0) >> 1)
 	}
 	for i := len(r.files) - 1; i >= 0; i-- {
-		info, err := r.files[i].Stat()
-		if err != nil {
-			return err
+		size := r.end
+		if i < len(r.files)-1 {
+			info, err := r.files[i].Stat()
+			if err != nil {
+				return err
+			}
+			size = info.Size()
 		}
-		offset, found, stopped, err := tailOffset(r.files[i], info.Size(), want, r.countsForTail)
+		offset, found, stopped, err := tailOffset(r.files[i], size, want, r.countsForTail)
 		if err != nil {
 			return err
 		}
@@ -228,37 +262,47 @@ func (r *logReader) wants(stream string) bool {
 	return stream == "stdout" && r.options.Stdout || stream == "stderr" && r.options.Stderr
 }
 
-// readFile emits the rest of a file, and with follow also what is added to it and to its successors.
-func (r *logReader) readFile(ctx context.Context, f *os.File, follow bool) error {
+// readFirst emits the rest of the oldest file; of the current one up to where it ended, or with Follow also
+// what is added to it and to its successors.
+func (r *logReader) readFirst(ctx context.Context) error {
+	switch {
+	case len(r.files) > 1:
+		return r.emitAll(ctx, newRecordReader(r.files[0]))
+	case !r.options.Follow:
+		at, err := r.files[0].Seek(0, io.SeekCurrent)
+		if err != nil {
+			return fmt.Errorf("read log of %s: %w", r.id, err)
+		}
+		return r.emitAll(ctx, newRecordReader(io.LimitReader(r.files[0], r.end-at)))
+	}
 	for {
-		next, err := r.readUntilRotated(ctx, f, follow)
+		next, err := r.followFile(ctx, r.files[0])
 		if next == nil || err != nil {
 			return err
 		}
-		f.Close()
-		f = next
+		r.files[0].Close()
 		r.files[0] = next
 	}
 }
 
-func (r *logReader) readUntilRotated(ctx context.Context, f *os.File, follow bool) (next *os.File, err error) {
+// followFile emits what is in f and what is added to it, and returns its successor once it was rotated; nil at the end of the log.
+func (r *logReader) followFile(ctx context.Context, f *os.File) (next *os.File, err error) {
 	records := newRecordReader(f)
 	for {
-		// Looked at before reading: what was written before it happened is then read for sure.
-		rotated := follow && !isAt(f, r.path)
-		closed := follow && r.closed()
+		// Looked at before reading: what was written before is then read for sure. And first whether
+		// the log is closed: nothing is rotated after that.
+		closed := r.closed()
+		rotated := !isAt(f, r.path)
 		if err := r.emitAll(ctx, records); err != nil {
 			return nil, err
 		}
 		switch {
-		case !follow:
-			return nil, nil
 		case rotated:
 			next, err := r.successor(f)
 			if next != nil || err != nil {
 				return next, err
 			}
-			if r.closed() {
+			if closed {
 				return nil, nil
 			}
 		case closed:
@@ -312,34 +356,28 @@ func (r *logReader) closed() bool {
 // successor opens the file that was begun when f was rotated away; nil when there is none yet. When f
 // itself is gone already, it is the oldest that is left.
 func (r *logReader) successor(f *os.File) (*os.File, error) {
-	for range openRetriesMax {
-		files, err := openSet(r.path)
-		if errors.Is(err, os.ErrNotExist) || err == nil && len(files) == 0 {
-			return nil, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-		chosen := 0
-		for i := range files {
-			if sameFile(files[i], f) {
-				chosen = i + 1
-			}
-		}
-		consistent := isAt(files[len(files)-1], r.path)
-		var next *os.File
-		for i, file := range files {
-			if i == chosen && consistent {
-				next = file
-			} else {
-				file.Close()
-			}
-		}
-		if consistent {
-			return next, nil
+	files, err := openSet(r.path)
+	if errors.Is(err, os.ErrNotExist) || errdefs.IsUnavailable(err) {
+		return nil, nil // removed, or to be looked at again in a moment
+	}
+	if err != nil {
+		return nil, err
+	}
+	chosen := 0
+	for i := range files {
+		if sameFile(files[i], f) {
+			chosen = i + 1
 		}
 	}
-	return nil, nil
+	var next *os.File
+	for i, file := range files {
+		if i == chosen {
+			next = file
+		} else {
+			file.Close()
+		}
+	}
+	return next, nil
 }
 
 func sameFile(a, b *os.File) bool {

@@ -75,6 +75,8 @@ func tune() (restore func()) {
 	procs := runtime.GOMAXPROCS(min(runtime.NumCPU(), keeperProcsMax))
 	percent := debug.SetGCPercent(keeperGCPercent)
 	limit := debug.SetMemoryLimit(keeperMemoryBytes)
+	// What the packages of the program allocated when it started is garbage here.
+	debug.FreeOSMemory()
 	return func() {
 		runtime.GOMAXPROCS(procs)
 		debug.SetGCPercent(percent)
