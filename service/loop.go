@@ -41,7 +41,7 @@ type loop struct {
 
 func newLoop(log *slog.Logger) *loop {
 	return &loop{
-		log: log, since: time.Now(), cluster: newCluster(), newID: raftstore.NewID,
+		log: log, since: wallClock(), cluster: newCluster(), newID: raftstore.NewID,
 		todo: map[string]struct{}{}, deadlines: map[string]time.Time{}, waiting: map[string]struct{}{}, global: map[string]struct{}{},
 		touched: map[string]struct{}{}, versions: map[string][]uint64{}, seenRunning: map[string]map[string]time.Time{},
 	}

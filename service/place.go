@@ -12,7 +12,8 @@ import (
 )
 
 // place gives nodes to the tasks that a plan creates and to those that wait for one, and tells the rest why they wait.
-// Tasks of one version go together. It adds changes of waiting tasks up to changesMax in the plan; whole is false when there were more.
+// Tasks of one version go together. It adds changes of waiting tasks up to changesMax in the plan; whole is false when more of them
+// could be placed. That only the reason changed is not told to all of very many tasks.
 // It counts tasks in the load of nodes, also those that were too many: touched are the nodes whose load is to be read again.
 func place(s *scene, p *plan, nodes *scheduler.Nodes) (touched []string, whole bool) {
 	groups := map[uint64][]*change{}
@@ -57,7 +58,7 @@ func place(s *scene, p *plan, nodes *scheduler.Nodes) (touched []string, whole b
 		switch {
 		case c.status.State != swarm.TaskStateAssigned && c.status.Err == c.task.Status.Err:
 		case room <= 0:
-			whole = false
+			whole = whole && c.status.State != swarm.TaskStateAssigned
 		default:
 			p.add("placement", c)
 			room--

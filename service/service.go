@@ -35,7 +35,7 @@ func Run(ctx context.Context, store *raftstore.Store, log *slog.Logger) error {
 			wait(ctx, watch.Changed(), retryMax)
 			continue
 		}
-		now := time.Now()
+		now := wallClock()
 		work := l.decide(now)
 		if len(work) == 0 {
 			wait(ctx, watch.Changed(), l.nextDeadline(now))
@@ -54,6 +54,9 @@ func Run(ctx context.Context, store *raftstore.Store, log *slog.Logger) error {
 	}
 	return nil
 }
+
+// wallClock is the time as rows keep it.
+func wallClock() time.Time { return time.Now().UTC().Round(0) }
 
 // wait returns after a change, after at most d (0: no limit), or when ctx ends.
 func wait(ctx context.Context, changed <-chan struct{}, d time.Duration) {

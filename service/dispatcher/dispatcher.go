@@ -6,6 +6,7 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"swarm/raftstore"
@@ -68,6 +69,8 @@ type Dispatcher struct {
 	peer   func(context.Context) rpc.Peer
 	roster *roster
 	writer *writer
+	// voters is raft's configuration as route last saw it: whether each manager in it votes.
+	voters atomic.Pointer[map[string]bool]
 
 	mu sync.Mutex
 	// running ends with Run; nil before.
@@ -93,6 +96,8 @@ func New(cfg Config) *Dispatcher {
 // Run routes changes to sessions and writes their reports back until ctx ends; sessions are closed then.
 func (d *Dispatcher) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
+	voters := d.readVoters()
+	d.voters.Store(&voters)
 	d.mu.Lock()
 	d.running = ctx
 	d.mu.Unlock()
@@ -108,12 +113,10 @@ func (d *Dispatcher) route(ctx context.Context) error {
 	tick := time.NewTicker(memberCheck)
 	defer tick.Stop()
 	var settings settings
-	var voters map[string]bool
 	for {
 		state, dirty := watch.Take()
-		now := d.voters()
-		members := differing(voters, now)
-		voters = now
+		now := d.readVoters()
+		members := differing(*d.voters.Swap(&now), now)
 		changed := d.roster.update(state, dirty, members, now)
 		if s := settingsOf(state); dirty.All || dirty.Cluster {
 			if settings.known && s != settings {
@@ -131,8 +134,7 @@ func (d *Dispatcher) route(ctx context.Context) error {
 	}
 }
 
-// voters is raft's configuration: whether each manager in it votes.
-func (d *Dispatcher) voters() map[string]bool {
+func (d *Dispatcher) readVoters() map[string]bool {
 	voters := map[string]bool{}
 	for _, m := range d.cfg.Store.Members() {
 		voters[m.NodeID] = m.Voter

@@ -470,3 +470,51 @@ func TestTwoOrchestratorsDoNothingTwice(t *testing.T) {
 		}
 	})
 }
+
+func TestNodesOfALostManagerGetTwiceTheTime(t *testing.T) {
+	withManager(t, 3, func(m *manager) {
+		m.start("n1")
+		settled(30 * time.Second)
+		m.update(func(tx *raftstore.Tx) {
+			row, _ := tx.Nodes.Get("n2")
+			n := *row
+			n.Status.State, n.Session = swarm.NodeStateReady, raftstore.Session{Manager: "lost", ID: "s", Connected: true}
+			tx.PutObservedNode(n)
+		})
+		settled(9900 * time.Millisecond)
+		if m.nodeState("n2") != swarm.NodeStateReady {
+			t.Fatal("too early: nobody was there to hear it")
+		}
+		settled(200 * time.Millisecond)
+		if m.nodeState("n2") != swarm.NodeStateDown {
+			t.Fatal("not down")
+		}
+		if m.nodeState("n3") != swarm.NodeStateDown {
+			t.Fatal("a node that never came counts as down too")
+		}
+		m.start("n2")
+		if m.nodeState("n2") != swarm.NodeStateReady {
+			t.Fatal("not back")
+		}
+	})
+}
+
+// A new leader does not know for how long nodes were silent, so it lets nothing happen to their tasks at first.
+func TestNewLeaderGivesMissingNodesTwiceTheTime(t *testing.T) {
+	now := time.Now()
+	l := &liveness{self: "n1", missing: map[string]absence{}, managers: map[string]bool{"n1": true}}
+	n := &raftstore.Node{Session: raftstore.Session{Manager: "n1", ID: "s", Silence: 2 * time.Second}}
+	n.ID, n.Status.State = "n2", swarm.NodeStateReady
+	l.judge(n, 5*time.Second, now)
+	if due := l.due(now.Add(9999 * time.Millisecond)); len(due) > 0 {
+		t.Error("too early after leader start")
+	}
+	l.begun, l.missing = true, map[string]absence{}
+	l.judge(n, 5*time.Second, now)
+	if due := l.due(now.Add(2999 * time.Millisecond)); len(due) > 0 {
+		t.Error("too early")
+	}
+	if due := l.due(now.Add(3 * time.Second)); len(due) != 1 {
+		t.Error("the silence before the report counts")
+	}
+}

@@ -87,7 +87,7 @@ func (s *session) sendDue() error {
 
 // sendOrder tells the node what the cluster wants it to be.
 func (o *outbox) sendOrder(state *raftstore.State) error {
-	order := orderFor(state, o.s.nodeID, o.s.d.voters())
+	order := orderFor(state, o.s.nodeID, *o.s.d.voters.Load())
 	if !proto.Equal(order, o.order) {
 		if err := o.s.stream.Send(&rpc.ManagerMessage{Kind: &rpc.ManagerMessage_Order{Order: order}}); err != nil {
 			return err
