@@ -20,6 +20,8 @@ import (
 const (
 	logFile    = "raft.db"
 	formatFile = "format"
+	// raftTermKey is where raft keeps its term.
+	raftTermKey = "CurrentTerm"
 	// diskFormat is the newest layout of the directory that this version reads and the one that it writes.
 	diskFormat = 1
 	// lockWait is how long to wait for another process to let go of the log.
@@ -256,6 +258,24 @@ func (d *disk) checkLog(covered uint64) error {
 		}
 	}
 	return nil
+}
+
+// hasCluster says whether there is a cluster to go on with. Where making one was interrupted after raft had written its first
+// term and before its first entry, it clears that term, so that it can be made after all.
+func (d *disk) hasCluster() (bool, error) {
+	exists, err := raft.HasExistingState(d.log, d.stable, d.snapshots)
+	if err != nil || !exists {
+		return false, err
+	}
+	last, err := d.log.LastIndex()
+	if err != nil || last > 0 {
+		return true, err
+	}
+	snapshots, err := d.snapshots.List()
+	if err != nil || len(snapshots) > 0 {
+		return true, err
+	}
+	return false, d.stable.SetUint64([]byte(raftTermKey), 0)
 }
 
 func (d *disk) close() error { return d.bolt.Close() }

@@ -158,6 +158,20 @@ func TestUndamagedDirectoryOpens(t *testing.T) {
 	})
 }
 
+func TestInterruptedBootstrapIsDoneAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t)
+		c.kill(c.start("n1", false))
+		db, err := bbolt.Open(filepath.Join(c.dir, "n1", logFile), 0o600, nil)
+		check(t, err)
+		check(t, db.Update(func(tx *bbolt.Tx) error {
+			return tx.Bucket([]byte("conf")).Put([]byte(raftTermKey), []byte{0, 0, 0, 0, 0, 0, 0, 1})
+		}))
+		check(t, db.Close())
+		c.update(c.start("n1", true), createService("web"))
+	})
+}
+
 func TestDirectoryInUseIsRefused(t *testing.T) {
 	c := newCluster(t)
 	c.start("n1", true)

@@ -158,6 +158,7 @@ func (f *fsm) applyChange(index uint64, c *commit, ch *change, dirty *Dirty) {
 			m.Version, m.UpdatedAt = was.Version, was.UpdatedAt
 		}
 	}
+	f.work.share(ch.row)
 	t.put(ch.row)
 	f.sums.replace(old, ch.row)
 	dirty.add(old)

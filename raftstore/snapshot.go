@@ -179,6 +179,7 @@ func restoreRow(state *State, r record) error {
 	if blank.meta().ID == "" {
 		return fmt.Errorf("row of table %d without id", r.table)
 	}
+	state.share(blank)
 	if state.table(r.table).put(blank) != nil {
 		return fmt.Errorf("row %s of table %d comes twice", blank.meta().ID, r.table)
 	}

@@ -164,3 +164,18 @@ func (s *State) ImagesNamed(name string) iter.Seq[*Image] { return s.Images.with
 func (s *State) ImagesByDigest(digest string) iter.Seq[*Image] {
 	return s.Images.with(imagesByDigest, digest)
 }
+
+// share makes a task use the id strings of its service's and node's rows instead of copies: with half a million tasks that
+// is what they weigh most.
+func (s *State) share(r row) {
+	t, ok := r.(*Task)
+	if !ok {
+		return
+	}
+	if service, ok := s.Services.Get(t.ServiceID); ok {
+		t.ServiceID = service.ID
+	}
+	if node, ok := s.Nodes.Get(t.NodeID); ok {
+		t.NodeID = node.ID
+	}
+}

@@ -218,8 +218,7 @@ func (s *Store) bootstrap(conf *raft.Config) error {
 	if !s.cfg.Bootstrap {
 		return nil
 	}
-	exists, err := raft.HasExistingState(s.disk.log, s.disk.stable, s.disk.snapshots)
-	if err != nil || exists {
+	if exists, err := s.disk.hasCluster(); err != nil || exists {
 		return err
 	}
 	one := raft.Configuration{Servers: []raft.Server{{ID: conf.LocalID, Address: raft.ServerAddress(s.cfg.Address)}}}

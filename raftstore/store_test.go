@@ -60,6 +60,34 @@ func TestViewOnAnyManagerSeesWritesOfOthers(t *testing.T) {
 	})
 }
 
+// A client may create through one manager and update through another right after.
+func TestUpdateElsewhereFindsWhatWasJustCreated(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		all := c.form(3)
+		leader := c.leader(all...)
+		behind := 0
+		for i := range 10 {
+			for _, m := range all {
+				name := fmt.Sprint(m.id, "-", i)
+				c.update(leader, createService(name))
+				if _, err := m.Local().Services.Find(name); err != nil {
+					behind++
+				}
+				c.update(m, func(tx *Tx) error {
+					s, err := tx.Services.Find(name)
+					if err == nil {
+						tx.PutService(*s)
+					}
+					return err
+				})
+			}
+		}
+		if behind == 0 {
+			t.Error("no replica was behind, so this proves nothing")
+		}
+	})
+}
+
 func TestOnlySpecWritesMoveVersion(t *testing.T) {
 	bubble(t, func(t *testing.T, c *cluster) {
 		m := c.start("n1", true)

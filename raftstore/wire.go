@@ -114,29 +114,34 @@ func (w *wire) raw(number protowire.Number, v []byte, present bool) ([]byte, boo
 }
 
 func (w *wire) uint(number protowire.Number, v *uint64) {
-	*v, _ = w.varint(number, *v, *v != 0)
+	read, _ := w.varint(number, *v, *v != 0)
+	set(w, v, read)
+}
+
+// set writes a field that was read. Encoding must not write at all: others read the row at the same time.
+func set[T any](w *wire, v *T, read T) {
+	if !w.encode {
+		*v = read
+	}
 }
 
 func (w *wire) uint32(number protowire.Number, v *uint32) {
-	wide := uint64(*v)
-	w.uint(number, &wide)
-	if wide > 1<<32-1 {
+	read, _ := w.varint(number, uint64(*v), *v != 0)
+	if read > 1<<32-1 {
 		w.fail(fmt.Errorf("field %d is out of range", number))
 	}
-	*v = uint32(wide)
+	set(w, v, uint32(read))
 }
 
 // int64 is zigzag encoded.
 func (w *wire) int64(number protowire.Number, v *int64) {
-	wide := protowire.EncodeZigZag(*v)
-	w.uint(number, &wide)
-	*v = protowire.DecodeZigZag(wide)
+	read, _ := w.varint(number, protowire.EncodeZigZag(*v), *v != 0)
+	set(w, v, protowire.DecodeZigZag(read))
 }
 
 func (w *wire) int(number protowire.Number, v *int) {
-	wide := int64(*v)
-	w.int64(number, &wide)
-	*v = int(wide)
+	read, _ := w.varint(number, protowire.EncodeZigZag(int64(*v)), *v != 0)
+	set(w, v, int(protowire.DecodeZigZag(read)))
 }
 
 func (w *wire) bool(number protowire.Number, v *bool) {
@@ -144,8 +149,8 @@ func (w *wire) bool(number protowire.Number, v *bool) {
 	if *v {
 		wide = 1
 	}
-	w.uint(number, &wide)
-	*v = wide != 0
+	read, _ := w.varint(number, wide, *v)
+	set(w, v, read != 0)
 }
 
 func (w *wire) string(number protowire.Number, v *string) {
