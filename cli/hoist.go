@@ -48,11 +48,11 @@ var hoisted = []struct {
 // notOffered are flags of docker's commands that nothing behind the API supports on Linux, or not yet.
 // They stay parsed, so that the agent's refusal says why; help and completion do not offer them.
 var notOffered = map[string]string{
-	"service create": "config credential-spec dns dns-option dns-search endpoint-mode generic-resource health-cmd health-interval health-retries " +
-		"health-start-interval health-start-period health-timeout host init isolation max-concurrent memory-swap memory-swappiness publish secret tty",
-	"service update": "config-add config-rm credential-spec dns-add dns-option-add dns-option-rm dns-rm dns-search-add dns-search-rm endpoint-mode " +
-		"generic-resource-add generic-resource-rm health-cmd health-interval health-retries health-start-interval health-start-period health-timeout " +
-		"host-add host-rm init isolation max-concurrent memory-swap memory-swappiness publish-add publish-rm secret-add secret-rm tty",
+	"service create": "config credential-spec endpoint-mode generic-resource health-cmd health-interval health-retries health-start-interval " +
+		"health-start-period health-timeout isolation max-concurrent memory-swappiness publish secret with-registry-auth",
+	"service update": "config-add config-rm credential-spec endpoint-mode generic-resource-add generic-resource-rm health-cmd health-interval " +
+		"health-retries health-start-interval health-start-period health-timeout isolation max-concurrent memory-swappiness publish-add publish-rm " +
+		"secret-add secret-rm with-registry-auth",
 	"image load":    "platform",
 	"image pull":    "all-tags disable-content-trust platform",
 	"image rm":      "platform",
@@ -63,16 +63,14 @@ var notOffered = map[string]string{
 // reworded are help texts that would promise too much.
 var reworded = map[string]map[string]string{
 	"service create": {
-		"mode":                  `Service mode ("replicated", "global")`,
-		"network":               `Network of the containers ("host", "none"; without it loopback only)`,
-		"update-failure-action": `Action on update failure ("pause", "continue")`,
-		"log-driver":            `Logging driver ("json-file", "none")`,
-		"log-opt":               "Logging driver options (max-size, max-file)",
+		"mode":       `Service mode ("replicated", "global")`,
+		"network":    `Network of the containers ("host", "none"; without it loopback only)`,
+		"log-driver": `Logging driver ("json-file", "none")`,
+		"log-opt":    "Logging driver options (max-size, max-file)",
 	},
 	"service update": {
-		"update-failure-action": `Action on update failure ("pause", "continue")`,
-		"log-driver":            `Logging driver ("json-file", "none")`,
-		"log-opt":               "Logging driver options (max-size, max-file)",
+		"log-driver": `Logging driver ("json-file", "none")`,
+		"log-opt":    "Logging driver options (max-size, max-file)",
 	},
 }
 
