@@ -21,6 +21,9 @@ const (
 	settleMax  = 30 * time.Second       // until a cluster that is left alone is in order
 	watchEvery = 150 * time.Millisecond // between looks at all tasks
 	wrongsMax  = 20                     // kept of what a watch saw
+	// A slot that gets more than stormTasks new tasks within stormWindow is being restarted without a pause.
+	stormTasks  = 5
+	stormWindow = 2 * time.Second
 )
 
 // settled says what is not in order in a cluster that has been left alone. No manager at all is in order: some stories have no cluster.
@@ -117,18 +120,19 @@ func containersMatch(ctx context.Context, w *World, tasks []swarm.Task) error {
 	return nil
 }
 
-// watch looks at all tasks during a story: a state that was seen must never be undone.
+// watch looks at all tasks during a story: a state that was seen must never be undone, and no slot be restarted without a pause.
 type watch struct {
 	world *World
 	end   context.CancelFunc
 	done  sync.WaitGroup
 	seen  map[string]swarm.TaskState
+	born  map[string][]time.Time // by service and slot or node; cut short by a storm
 	wrong []error
 }
 
 func startWatch(ctx context.Context, w *World) *watch {
 	ctx, cancel := context.WithCancel(ctx)
-	watching := &watch{world: w, end: cancel, seen: map[string]swarm.TaskState{}}
+	watching := &watch{world: w, end: cancel, seen: map[string]swarm.TaskState{}, born: map[string][]time.Time{}}
 	watching.done.Go(func() { watching.run(ctx) })
 	return watching
 }
@@ -162,10 +166,32 @@ func (w *watch) run(ctx context.Context) {
 func (w *watch) look(tasks []swarm.Task) {
 	for _, task := range tasks {
 		before, now := w.seen[task.ID], task.Status.State
-		if !mayFollow(before, now) && len(w.wrong) < wrongsMax {
-			w.wrong = append(w.wrong, fmt.Errorf("task %s went from %s to %s", task.ID, before, now))
+		if !mayFollow(before, now) {
+			w.note(fmt.Errorf("task %s went from %s to %s", task.ID, before, now))
 		}
 		w.seen[task.ID] = now
+		if before == "" {
+			w.newborn(task)
+		}
+	}
+}
+
+func (w *watch) note(wrong error) {
+	if len(w.wrong) < wrongsMax {
+		w.wrong = append(w.wrong, wrong)
+	}
+}
+
+func (w *watch) newborn(task swarm.Task) {
+	slot := fmt.Sprintf("%s slot %d", task.ServiceID, task.Slot)
+	if task.Slot == 0 {
+		slot += " node " + task.NodeID
+	}
+	recent := slices.DeleteFunc(w.born[slot], func(at time.Time) bool { return task.CreatedAt.Sub(at).Abs() > stormWindow })
+	w.born[slot] = append(recent, task.CreatedAt)
+	if len(w.born[slot]) > stormTasks {
+		w.note(fmt.Errorf("service %s got more than %d new tasks within %s", slot, stormTasks, stormWindow))
+		w.born[slot] = nil
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"swarm/scenarios/lab"
 
@@ -143,6 +144,25 @@ func TestTaskStatesMayOnlyGoForward(t *testing.T) {
 	} {
 		if got := mayFollow(c.before, c.now); got != c.may {
 			t.Errorf("%s to %s: got %v", c.before, c.now, got)
+		}
+	}
+}
+
+func TestRestartsWithoutPauseAreNoticed(t *testing.T) {
+	tasks := func(pause time.Duration) []swarm.Task {
+		var all []swarm.Task
+		for i := range 10 {
+			task := swarm.Task{ID: fmt.Sprint(i), ServiceID: "s", Slot: 1}
+			task.CreatedAt = time.Unix(0, 0).Add(time.Duration(i) * pause)
+			all = append(all, task)
+		}
+		return all
+	}
+	for pause, storms := range map[time.Duration]bool{time.Second: false, 20 * time.Millisecond: true} {
+		w := &watch{seen: map[string]swarm.TaskState{}, born: map[string][]time.Time{}}
+		w.look(tasks(pause))
+		if (len(w.wrong) > 0) != storms {
+			t.Errorf("tasks every %s: %v", pause, w.wrong)
 		}
 	}
 }
