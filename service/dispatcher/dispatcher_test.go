@@ -275,12 +275,27 @@ func TestHoldersFollowTheImagesThatNodesReport(t *testing.T) {
 		})
 		settled(0)
 		told := func() (addresses []string) {
-			m.agents["n3"].see(func() { addresses = slices.Sorted(slices.Values(m.agents["n3"].holders["sha256:web"])) })
+			m.agents["n3"].see(func() { addresses = slices.Sorted(slices.Values(m.agents["n3"].holders["web:1"])) })
 			return addresses
 		}
 		if got := told(); !slices.Equal(got, []string{"n1:2377", "n2:2377"}) {
 			t.Fatal(got)
 		}
+		m.update(func(tx *raftstore.Tx) {
+			v := raftstore.Spec{ServiceID: "pinned", SpecVersion: 1}
+			v.ID = raftstore.SpecID("pinned", 1)
+			v.Spec.TaskTemplate.ContainerSpec = &swarm.ContainerSpec{Image: "docker.io/library/db:1@sha256:db"}
+			tx.PutSpec(v)
+			pinned := row
+			pinned.ID, pinned.ServiceID = "t2", "pinned"
+			tx.PutTask(pinned)
+		})
+		settled(0)
+		m.agents["n3"].see(func() {
+			if got := m.agents["n3"].holders["sha256:db"]; !slices.Equal(got, []string{"n1:2377"}) {
+				t.Fatal(got)
+			}
+		})
 		hold("n1", "db")
 		if got := told(); !slices.Equal(got, []string{"n2:2377"}) {
 			t.Fatal(got)

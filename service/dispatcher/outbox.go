@@ -24,7 +24,7 @@ type outbox struct {
 	// tasks holds the desired state that was sent, specs how many of these tasks use one.
 	tasks map[string]sentTask
 	specs map[string]bool
-	// holders are the addresses that were sent per digest.
+	// holders are the addresses that were sent per digest, or reference without one.
 	holders map[string]string
 	order   *rpc.NodeOrder
 	roster  rosterPosition
@@ -224,7 +224,8 @@ func (s *session) wantsImage(images map[string]struct{}, any bool) bool {
 	return false
 }
 
-// holdersChanged lists the holders of the images that are needed, where they differ from what the node was told.
+// holdersChanged lists the holders of the images that are needed, where they differ from what the node was told. A reference
+// without a digest stands in a digest's place.
 func (o *outbox) holdersChanged(refs map[string]bool) (changed []*rpc.ImageHolders) {
 	needs := map[string]bool{}
 	for ref := range refs {
@@ -235,30 +236,21 @@ func (o *outbox) holdersChanged(refs map[string]bool) (changed []*rpc.ImageHolde
 	o.mu.Unlock()
 	// Only a state read after the needs are known has every image whose arrival nobody would wake this session for.
 	state := o.s.d.cfg.Store.Local()
-	digests := map[string]bool{}
-	for key := range needs {
-		if strings.HasPrefix(key, digestPrefix) {
-			digests[key] = true
-			continue
+	now := map[string]string{}
+	for ref := range refs {
+		subject := ref
+		if _, digest, pinned := strings.Cut(ref, "@"); pinned {
+			subject = digest
 		}
-		for i := range state.ImagesNamed(key) {
-			digests[i.Digest] = true
-		}
-	}
-	for digest := range o.holders {
-		if !digests[digest] {
-			delete(o.holders, digest)
+		addresses := holdersOf(state, imageKey(ref), o.s.nodeID)
+		now[subject] = strings.Join(addresses, " ")
+		if told, known := o.holders[subject]; !known && len(addresses) > 0 || known && told != now[subject] {
+			changed = append(changed, &rpc.ImageHolders{Digest: subject, Addresses: addresses})
 		}
 	}
-	for digest := range digests {
-		addresses := holdersOf(state, digest, o.s.nodeID)
-		if key := strings.Join(addresses, " "); o.holders[digest] != key {
-			o.holders[digest] = key
-			changed = append(changed, &rpc.ImageHolders{Digest: digest, Addresses: addresses})
-		}
-	}
+	o.holders = now
 	slices.SortFunc(changed, func(a, b *rpc.ImageHolders) int { return cmp.Compare(a.Digest, b.Digest) })
-	return changed
+	return slices.CompactFunc(changed, func(a, b *rpc.ImageHolders) bool { return a.Digest == b.Digest })
 }
 
 const digestPrefix = "sha256:"
@@ -275,15 +267,20 @@ func imageKey(ref string) string {
 	return reference.TagNameOnly(named).String()
 }
 
-// holdersOf are the addresses of ready nodes that hold a digest. Each node gets its own choice of them, the same each time.
-func holdersOf(state *raftstore.State, digest, nodeID string) []string {
+// holdersOf are the addresses of ready nodes that hold an image, given as imageKey does. Each node gets its own choice of them,
+// the same each time.
+func holdersOf(state *raftstore.State, key, nodeID string) []string {
 	type holder struct {
 		rank    uint64
 		address string
 	}
 	var found []holder
 	seen := map[string]bool{nodeID: true}
-	for i := range state.ImagesByDigest(digest) {
+	images := state.ImagesNamed(key)
+	if strings.HasPrefix(key, digestPrefix) {
+		images = state.ImagesByDigest(key)
+	}
+	for i := range images {
 		for _, id := range i.Holders {
 			n, ok := state.Nodes.Get(id)
 			if !ok || seen[id] || n.Status.State != swarm.NodeStateReady || n.Address == "" {
