@@ -53,6 +53,8 @@ type fakeNode struct {
 	loaded  []string
 	listed  []container.Summary
 	pulling error
+	// initStarts and initEnds, when set, hold Init up.
+	initStarts, initEnds chan struct{}
 }
 
 func (n *fakeNode) Status() Status {
@@ -67,8 +69,16 @@ func (n *fakeNode) note(format string, args ...any) {
 	n.calls = append(n.calls, fmt.Sprintf(format, args...))
 }
 
-func (n *fakeNode) Init(_ context.Context, r swarm.InitRequest) (string, error) {
+func (n *fakeNode) Init(ctx context.Context, r swarm.InitRequest) (string, error) {
 	n.note("init %s %s", r.AdvertiseAddr, r.Spec.Name)
+	if n.initStarts != nil {
+		close(n.initStarts)
+		select {
+		case <-n.initEnds:
+		case <-ctx.Done():
+			return "", ctx.Err()
+		}
+	}
 	return nodeOne, nil
 }
 
@@ -359,6 +369,18 @@ func openManager(t *testing.T, id string, listener net.Listener, bootstrap bool)
 // serve runs an API on a socket of its own.
 func serve(t *testing.T, a *API) (socket string) {
 	t.Helper()
+	socket, stop := serveUntil(t, a)
+	t.Cleanup(func() {
+		if err := stop(); err != nil {
+			t.Error("serve:", err)
+		}
+	})
+	return socket
+}
+
+// serveUntil serves until stop is called, which returns what Serve did.
+func serveUntil(t *testing.T, a *API) (socket string, stop func() error) {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "api")
 	if err != nil {
 		t.Fatal(err)
@@ -368,17 +390,14 @@ func serve(t *testing.T, a *API) (socket string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, stop := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- a.Serve(ctx, listener) }()
-	t.Cleanup(func() {
-		stop()
-		if err := <-ended; err != nil {
-			t.Error("serve:", err)
-		}
-		os.RemoveAll(dir)
-	})
-	return socket
+	return socket, func() error {
+		cancel()
+		defer os.RemoveAll(dir)
+		return <-ended
+	}
 }
 
 func (c *cluster) update(change func(tx *raftstore.Tx)) {

@@ -92,3 +92,27 @@ func TestAPanicIsAnsweredAndDoesNotEndTheServer(t *testing.T) {
 		}
 	}
 }
+
+func TestAStopEndsStreamsAndLetsOtherRequestsFinish(t *testing.T) {
+	n := newFakeNode(Status{State: swarm.LocalNodeStateInactive})
+	n.initStarts, n.initEnds = make(chan struct{}), make(chan struct{})
+	a := newAPI(n, &wires{})
+	socket, stop := serveUntil(t, a)
+	events, init := make(chan string, 1), make(chan string, 1)
+	go func() { events <- ask(t, socket, "GET", "/events", "") }()
+	go func() { init <- ask(t, socket, "POST", "/swarm/init", "{}") }()
+	<-n.initStarts
+	waitUntil(t, "the listener", func() bool { return a.events.listeners() == 1 })
+	stopped := make(chan error)
+	go func() { stopped <- stop() }()
+	if got := <-events; got != "200 OK\n" {
+		t.Error(got)
+	}
+	close(n.initEnds)
+	if got := <-init; !strings.HasPrefix(got, "200 ") {
+		t.Error(got)
+	}
+	if err := <-stopped; err != nil {
+		t.Error(err)
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"mime"
 	"net/http"
 	"runtime/debug"
@@ -118,6 +119,17 @@ func (r *request) decode(v any) error {
 	if len(body) > bodyBytesMax {
 		return invalid("request body is larger than %d bytes", bodyBytesMax)
 	}
+	err = decodeStrictly(body, v)
+	if err != nil && strings.Contains(err.Error(), `unknown field "`+angularMark) {
+		err = decodeStrictly(withoutMarks(body), v)
+	}
+	return err
+}
+
+// angularMark begins the keys that web clients made with AngularJS leave in objects they have shown.
+const angularMark = "$$"
+
+func decodeStrictly(body []byte, v any) error {
 	decoder := json.NewDecoder(bytes.NewReader(body))
 	decoder.DisallowUnknownFields()
 	if err := decoder.Decode(v); err != nil {
@@ -127,6 +139,36 @@ func (r *request) decode(v any) error {
 		return invalid("invalid JSON: unexpected content after the JSON value")
 	}
 	return nil
+}
+
+// withoutMarks takes AngularJS's marks out of a JSON body; one that cannot be read stays as it is.
+func withoutMarks(body []byte) []byte {
+	var content any
+	decoder := json.NewDecoder(bytes.NewReader(body))
+	decoder.UseNumber()
+	if decoder.Decode(&content) != nil {
+		return body
+	}
+	var clean func(any)
+	clean = func(v any) {
+		switch v := v.(type) {
+		case map[string]any:
+			maps.DeleteFunc(v, func(key string, _ any) bool { return strings.HasPrefix(key, angularMark) })
+			for _, inner := range v {
+				clean(inner)
+			}
+		case []any:
+			for _, inner := range v {
+				clean(inner)
+			}
+		}
+	}
+	clean(content)
+	cleaned, err := json.Marshal(content)
+	if err != nil {
+		return body
+	}
+	return cleaned
 }
 
 func checkContentType(header string) error {

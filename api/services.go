@@ -1,6 +1,7 @@
 package api
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"time"
@@ -14,10 +15,13 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 )
 
-// serviceBody is what create and update accept: a spec, and the place where clients before API 1.25 named its networks.
+// serviceBody is what create and update accept: a spec, and what clients are known to send beside it.
 type serviceBody struct {
 	swarm.ServiceSpec
+	// Networks is where clients before API 1.25, and Portainer to this day, name the networks of the task template.
 	Networks []swarm.NetworkAttachmentConfig
+	// RegistryID is a note of Portainer to itself; its credentials come in a header.
+	RegistryID json.RawMessage `json:"registryId"`
 }
 
 // findService looks up by id, name or id prefix. A service that is being removed is gone for clients.
