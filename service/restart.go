@@ -33,10 +33,14 @@ func tend(s *scene, p *plan, at *slot) (changed bool) {
 		if t == nil {
 			continue
 		}
-		if f := s.fateOf(t); f != fine {
-			replace(s, p, at, t, f)
-		} else {
+		switch f := s.fateOf(t); {
+		case f == fine:
 			promote(s, p, at, t)
+		case f == ended && t.DesiredState == swarm.TaskStateReady && s.now.Before(t.NotBefore):
+			// It failed while it was being prepared: its own delay has to pass first, or failures would follow each other at once.
+			p.wakeAt(t.NotBefore)
+		default:
+			replace(s, p, at, t, f)
 		}
 	}
 	for _, t := range at.past {

@@ -195,6 +195,23 @@ func TestFailingTaskIsRestartedAfterItsDelay(t *testing.T) {
 	})
 }
 
+// An image that nobody has is rejected while it is prepared, before any delay: there must be one try per delay all the same.
+func TestTaskThatCannotBePreparedIsTriedOncePerDelay(t *testing.T) {
+	withManager(t, 1, func(m *manager) {
+		m.start("n1")
+		m.agents["n1"].see(func() { m.agents["n1"].reject = true })
+		before := m.store.Local().Index()
+		m.create("web", 1)
+		settled(59 * time.Second)
+		if commits := m.store.Local().Index() - before; commits > 60 {
+			t.Fatalf("%d commits in a minute", commits)
+		}
+		m.agents["n1"].see(func() { m.agents["n1"].reject = false })
+		settled(12 * time.Second)
+		m.expect("web.1 n1 running")
+	})
+}
+
 func TestUpdateRollsOutAndOldSpecGoes(t *testing.T) {
 	withManager(t, 2, func(m *manager) {
 		m.start("n1", "n2")

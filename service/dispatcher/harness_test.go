@@ -249,6 +249,7 @@ type agent struct {
 	sequence uint64
 	acked    uint64
 	crash    bool // tasks fail as soon as they run
+	reject   bool // tasks are rejected as soon as they come
 }
 
 func (m *manager) agent(nodeID string) *agent {
@@ -392,6 +393,9 @@ func (a *agent) work() (statuses []*rpc.TaskStatus) {
 		}
 		if to == swarm.TaskStateRemove {
 			to = swarm.TaskStateShutdown
+		}
+		if a.reject && !task.Before(swarm.TaskStateRunning, to) {
+			to = swarm.TaskStateRejected
 		}
 		if a.crash && to == swarm.TaskStateRunning && row.Status.State == swarm.TaskStateRunning {
 			to = swarm.TaskStateFailed
