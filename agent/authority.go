@@ -121,6 +121,10 @@ func (mg *manager) renewal(ctx context.Context, p rpc.Peer) (raftstore.Node, err
 	if p.Role == rpc.Anonymous {
 		return raftstore.Node{}, fmt.Errorf("A valid join token is necessary to join this cluster: %w", errdefs.ErrPermissionDenied)
 	}
+	// A manager that has just begun may not have the change of role yet that the caller asks for.
+	if _, err := mg.store.View(ctx); err != nil {
+		return raftstore.Node{}, err
+	}
 	var row raftstore.Node
 	err := mg.store.Update(ctx, func(tx *raftstore.Tx) error {
 		current, ok := tx.Nodes.Get(p.NodeID)

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -269,8 +270,11 @@ func (m *membership) runRenewals(ctx context.Context) error {
 		}
 		for ctx.Err() == nil {
 			err := m.renew(ctx)
-			if err == nil {
+			if err == nil && m.hasOrderedRole() {
 				break
+			}
+			if err == nil {
+				err = errors.New("it does not say the role that the cluster wants")
 			}
 			m.log.Warn("certificate not renewed", "err", err, "retry", renewRetry)
 			select {
@@ -279,6 +283,13 @@ func (m *membership) runRenewals(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// hasOrderedRole compares the certificate with the latest order.
+func (m *membership) hasOrderedRole() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.order == nil || m.order.Removed || m.order.Role == "" || m.order.Role == string(m.identity.Role())
 }
 
 // renew asks the known managers in turn for a certificate for a fresh key.
