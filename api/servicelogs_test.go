@@ -167,6 +167,8 @@ func TestAFollowedLogSurvivesABrokenConnection(t *testing.T) {
 	c.two.setLog(containerOf(tasks[0]), log)
 	f := c.follow("web")
 	f.expect("first")
+	log.append(1, "second")
+	f.expect("second") // it comes over the connection that breaks now
 	// The node's agent restarts: its connections break, and it is back at the same address.
 	broken := c.network.nodes["10.0.0.2:2377"]
 	c.network.set("10.0.0.2:2377", httptest.NewServer(newAPI(c.two, c.network).NodeLocal()))
@@ -180,8 +182,8 @@ func TestAFollowedLogSurvivesABrokenConnection(t *testing.T) {
 	case <-time.After(20 * time.Second):
 		t.Fatal("the outage was not named")
 	}
-	log.append(1, "second")
-	f.expect("second")
+	log.append(2, "third")
+	f.expect("third")
 	f.close()
 }
 
