@@ -50,7 +50,6 @@ type fakeNode struct {
 	calls   []string
 	logs    map[string]*fakeLog
 	images  []image.Summary
-	loaded  []string
 	listed  []container.Summary
 	pulling error
 	// initStarts and initEnds, when set, hold Init up.
