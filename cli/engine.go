@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/docker/cli/cli/command"
 	"github.com/docker/cli/cli/context/docker"
@@ -24,6 +25,8 @@ const (
 	defaultHost = "unix:///run/swarm/swarm.sock"
 	// hostVariable is the environment variable that --host falls back to.
 	hostVariable = "SWARM_HOST"
+	// silenceNotice is how long the agent may be silent before a command says that it waits.
+	silenceNotice = 3 * time.Second
 	// answerBytesMax bounds what is read of an answer that we decode ourselves.
 	answerBytesMax = 16 << 20
 )
@@ -38,6 +41,7 @@ type engine struct {
 
 	once   sync.Once
 	client *client.Client
+	first  sync.Once // connection: the one whose silence is spoken of
 }
 
 func newEngine(stdin io.ReadCloser, stdout, stderr io.Writer) (*engine, error) {
@@ -90,7 +94,42 @@ func (e *engine) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	if err != nil {
 		return nil, unreachable(path, err)
 	}
+	e.first.Do(func() { conn = e.speakOfSilence(conn, path) })
 	return conn, nil
+}
+
+// speakOfSilence says so when nothing answers on a first connection: the socket stays open while the agent
+// is away, so a request waits for the agent's return instead of failing.
+func (e *engine) speakOfSilence(conn net.Conn, path string) net.Conn {
+	notice := time.AfterFunc(silenceNotice, func() {
+		fmt.Fprintf(e.Err(), "waiting for the agent at unix://%s: it does not answer yet (is it starting, or stopped? systemctl status swarm)\n", path)
+	})
+	return &firstRead{Conn: conn, notice: notice}
+}
+
+// firstRead is a connection whose first answer ends the wait for it.
+type firstRead struct {
+	net.Conn
+	notice *time.Timer
+}
+
+func (c *firstRead) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.notice.Stop()
+	return n, err
+}
+
+func (c *firstRead) Close() error {
+	c.notice.Stop()
+	return c.Conn.Close()
+}
+
+// CloseWrite lets hijacked streams end their input.
+func (c *firstRead) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return nil
 }
 
 // socketPath takes unix:///path or /path.
