@@ -63,6 +63,18 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return fmt.Errorf("find this program's file: %w", err)
 	}
+	runtimeConfig := containerd.Config{
+		Address:      cfg.Containerd,
+		BinDir:       filepath.Dir(executable),
+		DataDir:      cfg.DataDir,
+		RunDir:       cfg.RunDir,
+		CgroupParent: cfg.CgroupParent,
+		Log:          log,
+	}
+	// An agent that cannot run containers here must leave no keeper behind.
+	if err := containerd.Preflight(runtimeConfig); err != nil {
+		return err
+	}
 	holder, err := keeper.Ensure(ctx, keeper.Config{
 		RunDir:     cfg.RunDir,
 		LogDir:     filepath.Join(cfg.DataDir, logDirName),
@@ -72,15 +84,8 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return fmt.Errorf("start the keeper: %w", err)
 	}
-	runtime, err := containerd.Open(ctx, containerd.Config{
-		Address:      cfg.Containerd,
-		BinDir:       filepath.Dir(executable),
-		DataDir:      cfg.DataDir,
-		RunDir:       cfg.RunDir,
-		CgroupParent: cfg.CgroupParent,
-		Logs:         containerLogs{holder},
-		Log:          log,
-	})
+	runtimeConfig.Logs = containerLogs{holder}
+	runtime, err := containerd.Open(ctx, runtimeConfig)
 	if err != nil {
 		return err
 	}

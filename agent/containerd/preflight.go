@@ -10,6 +10,12 @@ import (
 	"github.com/containerd/errdefs"
 )
 
+// Preflight names what this machine lacks for running containers, before anything is started.
+func Preflight(cfg Config) error {
+	_, err := preflight(cfg)
+	return err
+}
+
 // preflight names what this machine lacks, and returns the path of runc.
 func preflight(cfg Config) (runc string, err error) {
 	if os.Geteuid() != 0 {
