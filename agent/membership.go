@@ -177,10 +177,7 @@ func (m *membership) status() api.Status {
 		s.State = swarm.LocalNodeStateActive
 	default:
 	}
-	m.mu.Lock()
-	removed := m.order != nil && m.order.Removed
-	m.mu.Unlock()
-	if removed {
+	if m.removed() {
 		s.State = swarm.LocalNodeStateError
 		s.Error = "this node was removed from the swarm: run \"swarm leave --force\", then join again"
 	}
@@ -283,6 +280,13 @@ func (m *membership) runRenewals(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// removed says whether the cluster has told this node that it is no member any more.
+func (m *membership) removed() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.order != nil && m.order.Removed
 }
 
 // hasOrderedRole compares the certificate with the latest order.

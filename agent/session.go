@@ -35,6 +35,10 @@ func (m *membership) runSessions(ctx context.Context) error {
 				return nil
 			}
 			m.log.Warn("session ended", "manager", address, "err", err)
+			// The connection may have been cut before the order to stop came through; a member is refused for nothing else.
+			if errdefs.IsPermissionDenied(err) && !m.removed() {
+				m.obey(&rpc.NodeOrder{Removed: true})
+			}
 			if welcomed {
 				// One that ends as soon as it began would end again: only a session that lived starts the pauses anew.
 				if time.Since(begun) > sessionRetryMax {
