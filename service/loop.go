@@ -93,7 +93,7 @@ func (l *loop) noticeService(id string) {
 		return
 	}
 	l.todo[id] = struct{}{}
-	l.versions[id] = versionsOf(l.versions[id], service)
+	l.versions[id] = versionsOf(l.versions[id], service, func(v uint64) bool { return l.state.Spec(id, v) != nil })
 	if v := l.state.Spec(id, service.SpecVersion); v != nil && spec.IsGlobal(*v) {
 		l.global[id] = struct{}{}
 	}

@@ -1,6 +1,7 @@
 package service
 
 import (
+	"maps"
 	"slices"
 	"time"
 
@@ -16,38 +17,21 @@ import (
 // could be placed. That only the reason changed is not told to all of very many tasks.
 // It counts tasks in the load of nodes, also those that were too many: touched are the nodes whose load is to be read again.
 func place(s *scene, p *plan, nodes *scheduler.Nodes) (touched []string, whole bool) {
+	changed, touched := leavers(s, p, nodes)
+	waiting := waitingTasks(s, changed)
 	groups := map[uint64][]*change{}
-	var versions []uint64
-	want := func(c *change) {
-		v := c.task.SpecVersion
-		if groups[v] == nil {
-			versions = append(versions, v)
-		}
-		groups[v] = append(groups[v], c)
-	}
-	changed := map[string]bool{}
 	for i := range p.steps {
 		for j := range p.steps[i].changes {
-			c := &p.steps[i].changes[j]
-			if c.task != nil {
-				changed[c.task.ID] = true
-			}
-			switch {
-			case c.op == opCreate:
-				want(c)
-			case c.op == opDesire && live(c.task) && !live(&raftstore.Task{DesiredState: c.desired}):
-				// A successor may go where its predecessor leaves.
-				nodes.Leave(c.task.NodeID, s.service.ID)
-				touched = append(touched, c.task.NodeID)
+			if c := &p.steps[i].changes[j]; c.op == opCreate {
+				groups[c.task.SpecVersion] = append(groups[c.task.SpecVersion], c)
 			}
 		}
 	}
-	waiting := waitingTasks(s, changed)
 	for i := range waiting {
-		want(&waiting[i])
+		v := waiting[i].task.SpecVersion
+		groups[v] = append(groups[v], &waiting[i])
 	}
-	slices.Sort(versions)
-	for _, v := range versions {
+	for _, v := range slices.Sorted(maps.Keys(groups)) {
 		if !placeGroup(s.group(v), groups[v], nodes, s.now) {
 			p.waiting = true
 		}
@@ -64,12 +48,31 @@ func place(s *scene, p *plan, nodes *scheduler.Nodes) (touched []string, whole b
 			room--
 		}
 	}
-	for _, v := range versions {
-		for _, c := range groups[v] {
+	for _, group := range groups {
+		for _, c := range group {
 			touched = append(touched, c.placedOn())
 		}
 	}
 	return touched, whole
+}
+
+// leavers takes tasks that the plan stops off the count of their nodes: a successor may go where its predecessor leaves.
+// It returns all tasks that the plan changes, and the nodes.
+func leavers(s *scene, p *plan, nodes *scheduler.Nodes) (changed map[string]bool, touched []string) {
+	changed = map[string]bool{}
+	for _, st := range p.steps {
+		for _, c := range st.changes {
+			if c.task == nil {
+				continue
+			}
+			changed[c.task.ID] = true
+			if c.op == opDesire && live(c.task) && task.Before(swarm.TaskStateRunning, c.desired) {
+				nodes.Leave(c.task.NodeID, s.service.ID)
+				touched = append(touched, c.task.NodeID)
+			}
+		}
+	}
+	return changed, touched
 }
 
 // placedOn is the node that settle chose; empty for a task that waits.

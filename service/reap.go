@@ -49,13 +49,20 @@ func reapSpecs(s *scene, p *plan, used map[uint64]bool) {
 	}
 }
 
-// versionsOf lists the known versions of a service's spec: all that its rows name.
-func versionsOf(known []uint64, service *raftstore.Service) []uint64 {
-	for _, v := range []uint64{service.SpecVersion, service.PreviousSpecVersion} {
-		if v != 0 && !slices.Contains(known, v) {
-			known = append(known, v)
+// versionsOf lists the stored versions of a service's spec: of those known, and all that came since, the ones that has finds.
+func versionsOf(known []uint64, service *raftstore.Service, has func(version uint64) bool) (stored []uint64) {
+	slices.Sort(known)
+	next := uint64(1) // a service that is new to a leader since it began has had few versions
+	if len(known) > 0 {
+		next = known[len(known)-1] + 1
+	}
+	for v := next; v <= service.SpecVersion; v++ {
+		known = append(known, v)
+	}
+	for _, v := range known {
+		if has(v) {
+			stored = append(stored, v)
 		}
 	}
-	slices.Sort(known)
-	return known
+	return stored
 }

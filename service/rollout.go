@@ -16,28 +16,15 @@ import (
 // A rollout has no memory of its own: which slots it still has to replace, which are under way and which failed is read from
 // the tasks each time. So a new leader, or a further update, goes on from the tasks as they are.
 
-// trial is the first task of the current version in a slot that had an older one before.
-type trial struct {
-	task *raftstore.Task
-	at   *slot
-}
-
 // rollOut replaces slots that do not follow the current spec, as many at a time as the update settings allow.
 func rollOut(s *scene, p *plan, slots []*slot) {
-	var dirty []*slot
-	var trials []trial
-	for _, at := range slots {
-		if t := firstTrial(s, at); t != nil {
-			trials = append(trials, trial{t, at})
-		} else if fresh, stale := split(s, at); len(fresh) > 0 && len(stale) > 0 {
-			// A successor of an earlier update that follows this one too.
-			trials = append(trials, trial{fresh[0], at})
-		} else if n := at.newest(); n != nil && s.dirty(n) && !at.busy {
-			dirty = append(dirty, at)
-		}
-	}
 	status := s.service.UpdateStatus
-	if status != nil && paused(status) || len(dirty) == 0 && !inProgress(status) {
+	older := func(t *raftstore.Task) bool { return t.SpecVersion != s.service.SpecVersion }
+	if status != nil && paused(status) || !inProgress(status) && !slices.ContainsFunc(s.tasks, older) {
+		return
+	}
+	dirty, trials := survey(s, slots)
+	if len(dirty) == 0 && !inProgress(status) {
 		return
 	}
 	settings := spec.UpdateOf(*s.spec)
@@ -63,6 +50,22 @@ func rollOut(s *scene, p *plan, slots []*slot) {
 		room = int(min(settings.Parallelism, uint64(1<<30))) - underWay
 	}
 	advance(s, p, settings.Order, dirty, room)
+}
+
+// survey sorts slots into those that are still to be replaced, and the trials: the first tasks of the current version in
+// slots that had an older one.
+func survey(s *scene, slots []*slot) (dirty []*slot, trials []*raftstore.Task) {
+	for _, at := range slots {
+		if t := firstTrial(s, at); t != nil {
+			trials = append(trials, t)
+		} else if fresh, stale := split(s, at); len(fresh) > 0 && len(stale) > 0 {
+			// A successor of an earlier update that follows this one too.
+			trials = append(trials, fresh[0])
+		} else if n := at.newest(); n != nil && s.dirty(n) && !at.busy {
+			dirty = append(dirty, at)
+		}
+	}
+	return dirty, trials
 }
 
 func inProgress(u *swarm.UpdateStatus) bool {
@@ -122,14 +125,14 @@ func activity(at *slot) uint32 {
 }
 
 // countUnderWay counts the trials that hold up the next ones: they do not run yet, or run for less than the delay.
-func countUnderWay(s *scene, p *plan, settings swarm.UpdateConfig, trials []trial) (n int) {
+func countUnderWay(s *scene, p *plan, settings swarm.UpdateConfig, trials []*raftstore.Task) (n int) {
 	for _, t := range trials {
 		switch {
-		case task.Ended(t.task.Status.State) || !live(t.task):
-		case !running(t.task):
+		case task.Ended(t.Status.State) || !live(t):
+		case !running(t):
 			n++
 		default:
-			if over := s.runningSince(t.task).Add(settings.Delay); s.now.Before(over) {
+			if over := s.runningSince(t).Add(settings.Delay); s.now.Before(over) {
 				p.wakeAt(over)
 				n++
 			}
@@ -147,13 +150,13 @@ func (s *scene) runningSince(t *raftstore.Task) time.Time {
 }
 
 // tooManyFailed returns a failed trial once the share of failures is greater than the ratio allows, and the action is not to go on.
-func tooManyFailed(s *scene, p *plan, settings swarm.UpdateConfig, trials []trial, dirty int) *raftstore.Task {
+func tooManyFailed(s *scene, p *plan, settings swarm.UpdateConfig, trials []*raftstore.Task, dirty int) *raftstore.Task {
 	var last *raftstore.Task
 	failures := 0
 	for _, t := range trials {
-		if failed(s, settings.Monitor, t.task) {
+		if failed(s, settings.Monitor, t) {
 			failures++
-			last = t.task
+			last = t
 		}
 	}
 	if last == nil || settings.FailureAction == swarm.UpdateFailureActionContinue {
@@ -197,7 +200,7 @@ func giveUp(s *scene, p *plan, settings swarm.UpdateConfig, status *swarm.Update
 }
 
 // complete ends an update one monitor time after the last slot ran.
-func complete(s *scene, p *plan, status *swarm.UpdateStatus, settings swarm.UpdateConfig, trials []trial) {
+func complete(s *scene, p *plan, status *swarm.UpdateStatus, settings swarm.UpdateConfig, trials []*raftstore.Task) {
 	if !inProgress(status) {
 		return
 	}
@@ -206,8 +209,8 @@ func complete(s *scene, p *plan, status *swarm.UpdateStatus, settings swarm.Upda
 		watch = settings.Delay + time.Second
 	}
 	for _, t := range trials {
-		if running(t.task) && live(t.task) {
-			if over := s.runningSince(t.task).Add(watch); s.now.Before(over) {
+		if running(t) && live(t) {
+			if over := s.runningSince(t).Add(watch); s.now.Before(over) {
 				p.wakeAt(over)
 				return
 			}

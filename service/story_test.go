@@ -144,7 +144,7 @@ func (w *world) agents() (acted bool) {
 		if !assigned(t) || task.Ended(t.Status.State) || n == nil || n.Status.State != swarm.NodeStateReady || w.stuck[t.NodeID] {
 			continue
 		}
-		state := t.Status.State
+		var state swarm.TaskState
 		switch {
 		case !live(t):
 			state = swarm.TaskStateShutdown

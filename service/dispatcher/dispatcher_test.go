@@ -228,6 +228,16 @@ func TestUpdateRollsOutAndOldSpecGoes(t *testing.T) {
 			t.Fatalf("update is %+v", s.UpdateStatus)
 		}
 		m.expect("web.1 n1 running, web.2 n2 running, web.3 n1 running, web.4 n2 running")
+		for range 5 {
+			m.change("web", func(s *swarm.ServiceSpec) { s.Labels = map[string]string{} })
+		}
+		settled(0)
+		before := m.store.Local().Index()
+		settled(time.Minute)
+		if n, now := m.store.Local().Specs.Len(), m.store.Local().Index(); n != 6 || now != before {
+			// Versions 1 to 4 have tasks; 8 is the previous one of 9.
+			t.Fatalf("%d specs are kept, and %d commits were made for nothing", n, now-before)
+		}
 		for row := range m.store.Local().TasksOf("web") {
 			if current := row.SpecVersion == 4; current != (row.Status.State == swarm.TaskStateRunning) {
 				t.Errorf("task of version %d is %s", row.SpecVersion, row.Status.State)
