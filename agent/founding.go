@@ -8,6 +8,7 @@ import (
 
 	"swarm/raftstore"
 	"swarm/secrets/pki"
+	"swarm/service/spec"
 
 	"github.com/moby/moby/api/types/swarm"
 )
@@ -56,7 +57,7 @@ func newFounding(r swarm.InitRequest, rec record) (*founding, error) {
 	f := &founding{certPEM: certPEM, keyPEM: keyPEM}
 	f.cluster = raftstore.Cluster{
 		Meta:         raftstore.Meta{ID: rec.ClusterID, CreatedAt: now, UpdatedAt: now},
-		Spec:         r.Spec,
+		Spec:         withDefaults(r.Spec),
 		RootPEM:      rootPEM,
 		RootKeyPEM:   rootKeyPEM,
 		JoinTokens:   tokens,
@@ -76,6 +77,16 @@ func newFounding(r swarm.InitRequest, rec record) (*founding, error) {
 	f.node = newNode(rec.NodeID, swarm.NodeRoleManager, r.Availability, now)
 	f.node.Address = rec.AdvertiseAddr
 	return f, nil
+}
+
+// withDefaults fills in the settings that clients show, so that what is in force can be seen.
+func withDefaults(s swarm.Spec) swarm.Spec {
+	if s.Orchestration.TaskHistoryRetentionLimit == nil {
+		s.Orchestration.TaskHistoryRetentionLimit = new(int64(spec.TaskHistoryDefault))
+	}
+	s.Dispatcher.HeartbeatPeriod = spec.HeartbeatPeriod(s)
+	s.CAConfig.NodeCertExpiry = nodeCertificateLife(s)
+	return s
 }
 
 // newNode is the row of a node that was just given its first certificate.

@@ -20,9 +20,14 @@ const (
 	// sessionRetryMin and sessionRetryMax bound the pause between two rounds over all managers.
 	sessionRetryMin = 100 * time.Millisecond
 	sessionRetryMax = 2 * time.Second
+	// goodbyeMax is how long a manager may take to hear a good-bye.
+	goodbyeMax = time.Second
 	// welcomeMax is how long a manager may take to answer a hello.
 	welcomeMax = 5 * time.Second
 )
+
+// errGoodbye ends a session that this node ended itself.
+var errGoodbye = errors.New("said good-bye")
 
 // runSessions keeps one session with some manager until ctx ends.
 func (m *membership) runSessions(ctx context.Context) error {
@@ -136,8 +141,9 @@ func (s *session) greet() (*rpc.Welcome, error) {
 func (s *session) serve(ctx context.Context, beat time.Duration) error {
 	received := make(chan *rpc.ManagerMessage)
 	broken := make(chan error, 1)
-	done := make(chan struct{})
-	defer close(done)
+	// What arrives after the farewell is read, so that the stream's end is seen, and dropped.
+	parting := make(chan struct{})
+	defer close(parting)
 	go func() {
 		for {
 			message, err := s.stream.Recv()
@@ -147,8 +153,7 @@ func (s *session) serve(ctx context.Context, beat time.Duration) error {
 			}
 			select {
 			case received <- message:
-			case <-done:
-				return
+			case <-parting:
 			}
 		}
 	}()
@@ -164,9 +169,9 @@ func (s *session) serve(ctx context.Context, beat time.Duration) error {
 		var err error
 		select {
 		case <-ctx.Done():
-			return s.sayGoodbye("restart")
+			return s.sayGoodbye("restart", received, broken)
 		case answered := <-s.m.resigns:
-			err = s.sayGoodbye("leave")
+			err = s.sayGoodbye("leave", received, broken)
 			close(answered)
 		case <-beats.C:
 			err = s.stream.Send(&rpc.AgentMessage{Kind: &rpc.AgentMessage_Beat{Beat: &rpc.Beat{}}})
@@ -214,9 +219,23 @@ func (s *session) sendHeldImages(ctx context.Context) error {
 	return s.stream.Send(&rpc.AgentMessage{Kind: &rpc.AgentMessage_Images{Images: &rpc.HeldImages{Images: held}}})
 }
 
-func (s *session) sayGoodbye(reason string) error {
+// sayGoodbye ends the session in words. It waits, bounded, until the manager has ended the stream too:
+// closing the connection before that could lose the message.
+func (s *session) sayGoodbye(reason string, received <-chan *rpc.ManagerMessage, broken <-chan error) error {
 	err := s.stream.Send(&rpc.AgentMessage{Kind: &rpc.AgentMessage_Goodbye{Goodbye: &rpc.Goodbye{Reason: reason}}})
-	return errors.Join(err, s.stream.CloseSend())
+	if err = errors.Join(err, s.stream.CloseSend()); err != nil {
+		return err
+	}
+	late := time.After(goodbyeMax)
+	for {
+		select {
+		case <-received:
+		case <-broken:
+			return errGoodbye
+		case <-late:
+			return errGoodbye
+		}
+	}
 }
 
 func (s *session) take(message *rpc.ManagerMessage) {
