@@ -29,7 +29,7 @@ func TestServiceRunsOnAgents(t *testing.T) {
 		m.create("all", 0)
 		settled(0)
 		m.expect("all.0 n1 running, all.0 n2 running, all.0 n3 running, web.1 n1 running, web.2 n2 running, web.3 n3 running")
-		m.change("web", func(s *swarm.ServiceSpec) { *s.Mode.Replicated.Replicas = 1 })
+		m.change("web", replicas(1))
 		m.update(func(tx *raftstore.Tx) {
 			row, _ := tx.Services.Get("all")
 			s := *row
@@ -256,7 +256,7 @@ func TestBigServiceGoesInSeveralCommits(t *testing.T) {
 			t.Fatalf("%d run", n)
 		}
 		t.Logf("%d log entries", m.store.Local().Index()-before)
-		m.change("web", func(s *swarm.ServiceSpec) { *s.Mode.Replicated.Replicas = 0 })
+		m.change("web", replicas(0))
 		settled(0)
 		if n := m.store.Local().Tasks.Len(); n != 0 {
 			t.Fatalf("%d tasks are left", n)
@@ -502,7 +502,7 @@ func TestTwoOrchestratorsDoNothingTwice(t *testing.T) {
 		defer func() { cancel(); _ = second.Wait() }()
 		for i := range 10 {
 			m.create(fmt.Sprint("web", i), 30)
-			m.change("web0", func(s *swarm.ServiceSpec) { *s.Mode.Replicated.Replicas = uint64(30 + i*7%20) })
+			m.change("web0", replicas(uint64(30 + i*7%20)))
 			settled(0)
 		}
 		// A task that was created twice would leave its twin behind, shut down.

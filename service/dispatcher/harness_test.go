@@ -154,6 +154,11 @@ func (m *manager) change(name string, change func(*swarm.ServiceSpec)) {
 	})
 }
 
+// replicas scales. Rows are shared, so the count is replaced and not written through its pointer.
+func replicas(n uint64) func(*swarm.ServiceSpec) {
+	return func(s *swarm.ServiceSpec) { s.Mode.Replicated = &swarm.ReplicatedService{Replicas: &n} }
+}
+
 func (m *manager) node(id string, change func(*raftstore.Node)) {
 	m.update(func(tx *raftstore.Tx) {
 		row, _ := tx.Nodes.Get(id)
