@@ -17,6 +17,10 @@ const (
 	stopReportMax = 10 * time.Second
 )
 
+// restartPauseMin is the least pause between restarts, also when the policy's delay is 0: a task that fails at once must not
+// keep the whole cluster's log busy.
+const restartPauseMin = 100 * time.Millisecond
+
 // tend looks after the live tasks of a slot: replaces what cannot stay, promotes what waited long enough, keeps one.
 // It says whether it changed anything.
 func tend(s *scene, p *plan, at *slot) (changed bool) {
@@ -94,7 +98,7 @@ func replace(s *scene, p *plan, at *slot, t *raftstore.Task, f fate) {
 	if restarts(s, at, t, s.now) {
 		switch policy := spec.RestartOf(s.spec.TaskTemplate); f {
 		case ended:
-			changes = append(changes, s.create(at, swarm.TaskStateReady, s.now.Add(policy.Delay)))
+			changes = append(changes, s.create(at, swarm.TaskStateReady, s.now.Add(max(policy.Delay, restartPauseMin))))
 		case lost, silent:
 			// Nobody can stop the old task, and nobody needs to wait for it.
 			changes = append(changes, s.create(at, swarm.TaskStateRunning, s.now))

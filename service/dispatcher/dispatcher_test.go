@@ -502,7 +502,7 @@ func TestTwoOrchestratorsDoNothingTwice(t *testing.T) {
 		defer func() { cancel(); _ = second.Wait() }()
 		for i := range 10 {
 			m.create(fmt.Sprint("web", i), 30)
-			m.change("web0", replicas(uint64(30 + i*7%20)))
+			m.change("web0", replicas(uint64(30+i*7%20)))
 			settled(0)
 		}
 		// A task that was created twice would leave its twin behind, shut down.
