@@ -49,7 +49,7 @@ func nodeRoutes() []route {
 		{http.MethodGet, "/images/blobs/{digest}", membersCall},
 		{http.MethodHead, "/images/blobs/{digest}", membersCall},
 		{http.MethodGet, "/images/json", managerCalls},
-		{http.MethodGet, "/images/{name...}/json", managerCalls},
+		{http.MethodGet, "/images/{name...}/json", membersCall}, // a tag is looked up at its holders before its blobs are fetched
 	}
 }
 
