@@ -44,7 +44,7 @@ func resolveAdvertise(advertise, listen string) (string, error) {
 			return "", fmt.Errorf("advertise address %q: %w", advertise, err)
 		}
 		if ip.IsUnspecified() {
-			return "", fmt.Errorf("advertise address must be a non-zero IP address or network interface (with optional port number): %w", errdefs.ErrInvalidArgument)
+			return "", errdefs.ErrInvalidArgument.WithMessage("advertise address must be a non-zero IP address or network interface (with optional port number)")
 		}
 		return net.JoinHostPort(ip.String(), port), nil
 	}
@@ -72,11 +72,11 @@ func hostAddress(host string) (netip.Addr, error) {
 	}
 	i, err := net.InterfaceByName(host)
 	if err != nil {
-		return netip.Addr{}, fmt.Errorf("%q is neither an IP address nor a network interface of this machine: %w", host, errdefs.ErrInvalidArgument)
+		return netip.Addr{}, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("%q is neither an IP address nor a network interface of this machine", host))
 	}
 	ips := interfaceAddresses(*i)
 	if len(ips) == 0 {
-		return netip.Addr{}, fmt.Errorf("interface %s has no usable address: %w", host, errdefs.ErrInvalidArgument)
+		return netip.Addr{}, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("interface %s has no usable address", host))
 	}
 	return ips[0], nil
 }
@@ -105,9 +105,9 @@ func onlyAddress() (netip.Addr, error) {
 	case 1:
 		return found[0], nil
 	case 0:
-		return netip.Addr{}, fmt.Errorf("could not find the system's IP address - specify one with --advertise-addr: %w", errdefs.ErrInvalidArgument)
+		return netip.Addr{}, errdefs.ErrInvalidArgument.WithMessage("could not find the system's IP address - specify one with --advertise-addr")
 	default:
-		return netip.Addr{}, fmt.Errorf("could not choose an IP address to advertise since this system has multiple addresses (%s) - specify one with --advertise-addr: %w", strings.Join(seen, ", "), errdefs.ErrInvalidArgument)
+		return netip.Addr{}, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("could not choose an IP address to advertise since this system has multiple addresses (%s) - specify one with --advertise-addr", strings.Join(seen, ", ")))
 	}
 }
 

@@ -35,10 +35,10 @@ func (m *membership) registerServices(server *rpc.Server) {
 func (s *services) manager() (*manager, error) {
 	mg := s.m.manager.Load()
 	if mg == nil {
-		return nil, fmt.Errorf("%s is not a manager of the swarm: use the address of a manager: %w", s.m.currentRecord().AdvertiseAddr, errdefs.ErrFailedPrecondition)
+		return nil, errdefs.ErrFailedPrecondition.WithMessage(fmt.Sprintf("%s is not a manager of the swarm: use the address of a manager", s.m.currentRecord().AdvertiseAddr))
 	}
 	if !mg.usable() {
-		return nil, fmt.Errorf("manager %s has no state yet, it is starting: try again in a moment: %w", s.m.currentRecord().AdvertiseAddr, errdefs.ErrUnavailable)
+		return nil, errdefs.ErrUnavailable.WithMessage(fmt.Sprintf("manager %s has no state yet, it is starting: try again in a moment", s.m.currentRecord().AdvertiseAddr))
 	}
 	return mg, nil
 }
@@ -103,7 +103,7 @@ func (mg *manager) admit(ctx context.Context, r *rpc.IssueCertificateRequest) (r
 	err := mg.store.Update(ctx, func(tx *raftstore.Tx) error {
 		role, ok := pki.TokenRole(r.Token, tx.Cluster().JoinTokens)
 		if !ok {
-			return fmt.Errorf("A valid join token is necessary to join this cluster: this one was rotated or is not its own; \"swarm join-token worker\" on a manager prints the current one: %w", errdefs.ErrPermissionDenied)
+			return errdefs.ErrPermissionDenied.WithMessage("A valid join token is necessary to join this cluster: this one was rotated or is not its own; \"swarm join-token worker\" on a manager prints the current one")
 		}
 		row = newNode(id, role, availability, now)
 		if err := spec.ValidateNode(row.Spec); err != nil {
@@ -119,7 +119,7 @@ func (mg *manager) admit(ctx context.Context, r *rpc.IssueCertificateRequest) (r
 // configuration is without it: before that, its vote may still be needed.
 func (mg *manager) renewal(ctx context.Context, p rpc.Peer) (raftstore.Node, error) {
 	if p.Role == rpc.Anonymous {
-		return raftstore.Node{}, fmt.Errorf("A valid join token is necessary to join this cluster: %w", errdefs.ErrPermissionDenied)
+		return raftstore.Node{}, errdefs.ErrPermissionDenied.WithMessage("A valid join token is necessary to join this cluster")
 	}
 	// A manager that has just begun may not have the change of role yet that the caller asks for.
 	if _, err := mg.store.View(ctx); err != nil {
@@ -129,7 +129,7 @@ func (mg *manager) renewal(ctx context.Context, p rpc.Peer) (raftstore.Node, err
 	err := mg.store.Update(ctx, func(tx *raftstore.Tx) error {
 		current, ok := tx.Nodes.Get(p.NodeID)
 		if !ok {
-			return fmt.Errorf("node %s was removed from the swarm: %w", p.NodeID, errdefs.ErrPermissionDenied)
+			return errdefs.ErrPermissionDenied.WithMessage(fmt.Sprintf("node %s was removed from the swarm", p.NodeID))
 		}
 		row = *current
 		role := row.Spec.Role

@@ -54,7 +54,7 @@ func logOptions(driver string, options map[string]string) (keeper.LogOptions, er
 		return keeper.LogOptions{Discard: true, MaxFiles: 1}, nil
 	case "", "json-file":
 	default:
-		return o, fmt.Errorf("log driver %q is not known here: use json-file or none: %w", driver, errdefs.ErrInvalidArgument)
+		return o, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("log driver %q is not known here: use json-file or none", driver))
 	}
 	for key, value := range options {
 		var err error
@@ -67,10 +67,10 @@ func logOptions(driver string, options map[string]string) (keeper.LogOptions, er
 				err = errors.New("at least 1")
 			}
 		default:
-			return o, fmt.Errorf("log option %q is not known: json-file has max-size and max-file: %w", key, errdefs.ErrInvalidArgument)
+			return o, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("log option %q is not known: json-file has max-size and max-file", key))
 		}
 		if err != nil {
-			return o, fmt.Errorf("log option %s=%s is not understood (%v): %w", key, value, err, errdefs.ErrInvalidArgument)
+			return o, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("log option %s=%s is not understood (%v)", key, value, err))
 		}
 	}
 	return o, nil
@@ -124,9 +124,9 @@ func (c containers) find(ctx context.Context, id string) (containerd.Details, er
 	case 1:
 		return found[0], nil
 	case 0:
-		return containerd.Details{}, fmt.Errorf("No such container: %s: %w", id, errdefs.ErrNotFound)
+		return containerd.Details{}, errdefs.ErrNotFound.WithMessage(fmt.Sprintf("No such container: %s", id))
 	default:
-		return containerd.Details{}, fmt.Errorf("multiple IDs found with provided prefix: %s: %w", id, errdefs.ErrInvalidArgument)
+		return containerd.Details{}, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("multiple IDs found with provided prefix: %s", id))
 	}
 }
 

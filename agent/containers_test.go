@@ -36,10 +36,10 @@ func TestLogOptionsAreReadOrRefused(t *testing.T) {
 	want := ` map[]: 20971520 bytes x 5, discard false
 json-file map[max-file:3 max-size:10m]: 10485760 bytes x 3, discard false
 none map[]: 0 bytes x 1, discard true
-json-file map[max-size:much]: log option max-size=much is not understood (invalid size: 'much'): invalid argument
-json-file map[max-file:0]: log option max-file=0 is not understood (at least 1): invalid argument
-json-file map[compress:true]: log option "compress" is not known: json-file has max-size and max-file: invalid argument
-syslog map[]: log driver "syslog" is not known here: use json-file or none: invalid argument
+json-file map[max-size:much]: log option max-size=much is not understood (invalid size: 'much')
+json-file map[max-file:0]: log option max-file=0 is not understood (at least 1)
+json-file map[compress:true]: log option "compress" is not known: json-file has max-size and max-file
+syslog map[]: log driver "syslog" is not known here: use json-file or none
 `
 	if got.String() != want {
 		t.Errorf("got\n%swant\n%s", got.String(), want)

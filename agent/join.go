@@ -48,11 +48,11 @@ func (n *node) Init(ctx context.Context, r swarm.InitRequest) (string, error) {
 func (n *node) checkInit(r *swarm.InitRequest) error {
 	switch {
 	case r.ForceNewCluster:
-		return fmt.Errorf("--force-new-cluster is not available yet: %w", errdefs.ErrNotImplemented)
+		return errdefs.ErrNotImplemented.WithMessage("--force-new-cluster is not available yet")
 	case r.AutoLockManagers || r.Spec.EncryptionConfig.AutoLockManagers:
-		return fmt.Errorf("autolock is not available yet: create the swarm without it: %w", errdefs.ErrNotImplemented)
+		return errdefs.ErrNotImplemented.WithMessage("autolock is not available yet: create the swarm without it")
 	case r.DataPathAddr != "":
-		return fmt.Errorf("a data path address has no effect until overlay networks are available: leave it out: %w", errdefs.ErrNotImplemented)
+		return errdefs.ErrNotImplemented.WithMessage("a data path address has no effect until overlay networks are available: leave it out")
 	}
 	if r.Spec.Name == "" {
 		r.Spec.Name = "default"
@@ -77,10 +77,10 @@ func (n *node) Join(ctx context.Context, r swarm.JoinRequest) error {
 		return err
 	}
 	if r.DataPathAddr != "" {
-		return fmt.Errorf("a data path address has no effect until overlay networks are available: leave it out: %w", errdefs.ErrNotImplemented)
+		return errdefs.ErrNotImplemented.WithMessage("a data path address has no effect until overlay networks are available: leave it out")
 	}
 	if len(r.RemoteAddrs) == 0 {
-		return fmt.Errorf("at least one manager address is required to join: swarm join --token TOKEN HOST:2377: %w", errdefs.ErrInvalidArgument)
+		return errdefs.ErrInvalidArgument.WithMessage("at least one manager address is required to join: swarm join --token TOKEN HOST:2377")
 	}
 	if err := pki.ParseToken(r.JoinToken); err != nil {
 		return err
@@ -119,7 +119,7 @@ func (n *node) enter(ctx context.Context, m *membership) error {
 	case err := <-m.failed:
 		return errors.Join(err, n.abandon(context.WithoutCancel(ctx), m, "it never started"))
 	case <-timeout.C:
-		return fmt.Errorf("Timeout was reached before node joined. The attempt to join the swarm will continue in the background. Use the \"swarm info\" command to see the current swarm status of your node: %w", errdefs.ErrUnavailable)
+		return errdefs.ErrUnavailable.WithMessage("Timeout was reached before node joined. The attempt to join the swarm will continue in the background. Use the \"swarm info\" command to see the current swarm status of your node")
 	case <-ctx.Done():
 		return ctx.Err()
 	}

@@ -101,7 +101,7 @@ func (m *membership) renewExpired(store *raftstore.Store) error {
 	cluster := state.Cluster()
 	row, ok := state.Nodes.Get(m.identity.NodeID())
 	if cluster == nil || !ok || row.Spec.Role != swarm.NodeRoleManager {
-		return fmt.Errorf("this replica does not name the node as a manager: %w", errdefs.ErrFailedPrecondition)
+		return errdefs.ErrFailedPrecondition.WithMessage("this replica does not name the node as a manager")
 	}
 	keyPEM, csrPEM, err := pki.NewKey()
 	if err != nil {

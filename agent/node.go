@@ -166,10 +166,10 @@ func (n *node) Leave(ctx context.Context, force bool) error {
 	defer n.change.Unlock()
 	m := n.current()
 	if m == nil {
-		return fmt.Errorf("This node is not part of a swarm: %w", errdefs.ErrUnavailable)
+		return errdefs.ErrUnavailable.WithMessage("This node is not part of a swarm")
 	}
 	if mg := m.manager.Load(); mg != nil && !force {
-		return fmt.Errorf("%s: %w", leaveWarning(mg), errdefs.ErrUnavailable)
+		return errdefs.ErrUnavailable.WithMessage(leaveWarning(mg))
 	}
 	farewell, cancel := context.WithTimeout(ctx, farewellMax)
 	m.resign(farewell)
@@ -212,7 +212,7 @@ func (n *node) refuseSecondMembership() error {
 	if n.current() == nil {
 		return nil
 	}
-	return fmt.Errorf("This node is already part of a swarm. Use \"swarm leave\" to leave this swarm and join another one: %w", errdefs.ErrUnavailable)
+	return errdefs.ErrUnavailable.WithMessage("This node is already part of a swarm. Use \"swarm leave\" to leave this swarm and join another one")
 }
 
 // clusterTransport sends requests to other nodes' node-local API, with the certificate of the day.
@@ -221,7 +221,7 @@ type clusterTransport struct{ n *node }
 func (t clusterTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	m := t.n.current()
 	if m == nil {
-		return nil, fmt.Errorf("this node is in no swarm: %w", errdefs.ErrUnavailable)
+		return nil, errdefs.ErrUnavailable.WithMessage("this node is in no swarm")
 	}
 	return m.nodeAPI.RoundTrip(r)
 }

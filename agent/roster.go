@@ -71,7 +71,7 @@ func (r *roster) authorize(p rpc.Peer) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if _, gone := r.removed[p.NodeID]; gone {
-		return fmt.Errorf("node %s was removed from the swarm: %w", p.NodeID, errdefs.ErrPermissionDenied)
+		return errdefs.ErrPermissionDenied.WithMessage(fmt.Sprintf("node %s was removed from the swarm", p.NodeID))
 	}
 	if p.Role != rpc.Manager || len(r.members) == 0 {
 		return nil
@@ -84,7 +84,7 @@ func (r *roster) authorize(p rpc.Peer) error {
 
 // outdatedRole refuses a certificate whose role is over; of this kind, the port still lets its holder renew it.
 func outdatedRole(p rpc.Peer) error {
-	return fmt.Errorf("node %s is not a manager of the swarm any more: %w", p.NodeID, errdefs.ErrFailedPrecondition)
+	return errdefs.ErrFailedPrecondition.WithMessage(fmt.Sprintf("node %s is not a manager of the swarm any more", p.NodeID))
 }
 
 // managers are the members that serve sessions and API calls, as GET /info lists them.

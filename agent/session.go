@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"math/rand/v2"
 	"time"
@@ -128,11 +127,11 @@ func (s *session) greet() (*rpc.Welcome, error) {
 	}
 	if order := first.GetOrder(); order != nil && order.Removed {
 		s.m.obey(order)
-		return nil, fmt.Errorf("this node was removed from the swarm: %w", errdefs.ErrPermissionDenied)
+		return nil, errdefs.ErrPermissionDenied.WithMessage("this node was removed from the swarm")
 	}
 	welcome := first.GetWelcome()
 	if welcome == nil || welcome.BeatNs <= 0 {
-		return nil, fmt.Errorf("the manager's first message is no welcome: %w", errdefs.ErrInternal)
+		return nil, errdefs.ErrInternal.WithMessage("the manager's first message is no welcome")
 	}
 	return welcome, nil
 }
