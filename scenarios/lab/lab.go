@@ -224,9 +224,7 @@ func Leftovers(prefix string) []string {
 		for _, pid := range processes(name, "") {
 			left = append(left, fmt.Sprintf("process %d: %s", pid, commandLine(pid)))
 		}
-		for _, path := range glob(append(controlGroups(name), namespacePath(name, "*"))...) {
-			left = append(left, path)
-		}
+		left = append(left, glob(append(controlGroups(name), namespacePath(name, "*"))...)...)
 		dir := filepath.Join(Root, name)
 		left = append(left, mountsBelow(dir)...)
 		if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
