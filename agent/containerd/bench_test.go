@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/containerd/v2/pkg/oci"
+	"github.com/containerd/errdefs"
 )
 
 // TestBareLoop is the physical limit that the benchmark compares the cluster with: plain create and start on running containerds, by
@@ -144,5 +145,9 @@ func (h *bareHost) remove(ctx context.Context, task client.Task) error {
 	if err := h.client.ContainerService().Delete(ctx, id); err != nil {
 		return err
 	}
-	return h.client.SnapshotService("overlayfs").Remove(ctx, id)
+	err = h.client.SnapshotService("overlayfs").Remove(ctx, id)
+	if errdefs.IsNotFound(err) { // the garbage collector was there first
+		return nil
+	}
+	return err
 }

@@ -104,7 +104,11 @@ func (b *bench) timeService(ctx context.Context, replicas uint64) (time.Duration
 func (b *bench) bare(ctx context.Context, nodes []*lab.Node, tasks, rounds int) ([]time.Duration, error) {
 	var sockets, groups []string
 	for _, n := range nodes {
-		sockets = append(sockets, filepath.Join(n.RunDir(), "containerd", "c.sock"))
+		socket, err := containerdSocket(n)
+		if err != nil {
+			return nil, err
+		}
+		sockets = append(sockets, socket)
 		groups = append(groups, n.CgroupParent())
 	}
 	cmd := exec.CommandContext(ctx, filepath.Join(b.bin, "bare.test"), "-test.run", "TestBareLoop", "-test.timeout", "5m")
@@ -132,6 +136,17 @@ func (b *bench) bare(ctx context.Context, nodes []*lab.Node, tasks, rounds int) 
 		return nil, fmt.Errorf("bare loop gave %d times, want %d:\n%s", len(times), rounds, out)
 	}
 	return times, nil
+}
+
+// containerdSocket is where the node's private containerd listens.
+func containerdSocket(n *lab.Node) (string, error) {
+	for _, pattern := range []string{"c.sock", "containerd/c.sock"} {
+		path := filepath.Join(n.RunDir(), pattern)
+		if _, err := os.Stat(path); err == nil {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("no socket of containerd below %s", n.RunDir())
 }
 
 // leader: from the kill of the leader to the first commit that another manager acknowledges.
