@@ -110,6 +110,10 @@ func (s *swarm) allSee(want string) bool {
 	return true
 }
 
+// settle is when everyone knows at the latest: news that chance keeps from a member in the packets of the
+// first second reaches it with a push/pull, one every 30 s, from a peer that may not have it yet either.
+const settle = 2 * time.Minute
+
 // within waits until every node sees want, and says how long it took.
 func (s *swarm) within(limit time.Duration, want string) time.Duration {
 	s.t.Helper()
@@ -130,7 +134,7 @@ func TestTwentyNodesFindEachOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSwarm(t)
 		s.crowd(20)
-		t.Logf("joined in %s", s.within(10*time.Second, "alive 20"))
+		t.Logf("joined in %s", s.within(settle, "alive 20"))
 		first := s.nodes[nameOf(3)].Members()[0]
 		if want := (Member{NodeID: "n01", Address: addressOf(1), State: alive}); first != want {
 			t.Errorf("first member is %v, want %v", first, want)
@@ -142,7 +146,7 @@ func TestDeathIsSeenAndTheDeadMayReturn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSwarm(t)
 		s.crowd(20)
-		s.within(10*time.Second, "alive 20")
+		s.within(settle, "alive 20")
 
 		s.ether.setCut(ipOf(20), true)
 		s.stop(nameOf(20))
@@ -154,7 +158,7 @@ func TestDeathIsSeenAndTheDeadMayReturn(t *testing.T) {
 		}
 		s.ether.setCut(ipOf(20), false)
 		s.start(config(s, 20), addressOf(1))
-		s.within(10*time.Second, "alive 20")
+		s.within(settle, "alive 20")
 	})
 }
 
@@ -164,14 +168,14 @@ func TestPartitionHeals(t *testing.T) {
 		for i := 1; i <= 5; i++ {
 			s.start(config(s, i), addressOf(1), addressOf(2), addressOf(3), addressOf(4), addressOf(5))
 		}
-		s.within(10*time.Second, "alive 5")
+		s.within(settle, "alive 5")
 		s.ether.setCut(ipOf(5), true)
 		time.Sleep(time.Minute)
 		if got := s.nodes[nameOf(5)].seen(); got != "alive 1, dead 4" {
 			t.Errorf("the node that is cut off sees %s", got)
 		}
 		s.ether.setCut(ipOf(5), false)
-		t.Logf("healed in %s", s.within(30*time.Second, "alive 5"))
+		t.Logf("healed in %s", s.within(settle, "alive 5"))
 	})
 }
 
@@ -179,7 +183,7 @@ func TestLeavingIsNotDying(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSwarm(t)
 		s.crowd(5)
-		s.within(10*time.Second, "alive 5")
+		s.within(settle, "alive 5")
 		if took := s.stop(nameOf(5)); took > 2*leaveTimeout {
 			t.Errorf("leaving took %s", took)
 		}
@@ -191,7 +195,7 @@ func TestLeavingIsBoundedWhenCutOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSwarm(t)
 		s.crowd(3)
-		s.within(10*time.Second, "alive 3")
+		s.within(settle, "alive 3")
 		s.ether.setCut(ipOf(3), true)
 		s.nodes[nameOf(3)].SetSeeds([]string{addressOf(1), addressOf(2), addressOf(4)})
 		time.Sleep(500 * time.Millisecond)
@@ -205,7 +209,7 @@ func TestNodeReturnsWithAnotherAddress(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSwarm(t)
 		s.crowd(4)
-		s.within(10*time.Second, "alive 4")
+		s.within(settle, "alive 4")
 		s.ether.setCut(ipOf(4), true)
 		s.stop(nameOf(4))
 		s.within(15*time.Second, "alive 3, dead 1")
@@ -229,7 +233,7 @@ func TestForeignNodesAreIgnored(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := newSwarm(t)
 				s.crowd(2)
-				s.within(10*time.Second, "alive 2")
+				s.within(settle, "alive 2")
 				foreign := config(s, 3)
 				change(&foreign)
 				stranger := s.start(foreign, addressOf(1), addressOf(2))
@@ -268,7 +272,7 @@ func TestPacketsAreSealed(t *testing.T) {
 			}
 		}
 		s.crowd(3)
-		s.within(10*time.Second, "alive 3")
+		s.within(settle, "alive 3")
 		time.Sleep(10 * time.Second)
 		s.ether.mu.Lock()
 		defer s.ether.mu.Unlock()
@@ -282,7 +286,7 @@ func TestKeyCanBeRotated(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSwarm(t)
 		s.crowd(3)
-		s.within(10*time.Second, "alive 3")
+		s.within(settle, "alive 3")
 		for round := range byte(3) {
 			for _, n := range s.nodes {
 				// A node that has not heard of the new key yet gossips on with the old one.
