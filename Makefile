@@ -60,8 +60,8 @@ check: deps bin/tools/staticcheck bin/tools/protoc-gen-go bin/tools/protoc-gen-g
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "run gofmt -w on:"; echo "$$unformatted"; exit 1; }
 	@go vet ./...
 	@bin/tools/staticcheck ./...
-	@rm -rf bin/generated && mkdir -p bin/generated && $(call protoc,bin/generated)
-	@cd bin/generated; find . -name '*.go' | while read -r file; do \
+	@rm -rf bin/.generated && mkdir -p bin/.generated && $(call protoc,bin/.generated)
+	@cd bin/.generated; find . -name '*.go' | while read -r file; do \
 	  diff -I '^// .*protoc.* v' "$$file" "../../$$file" || { echo "$$file is out of date: make generate"; exit 1; }; done
 	@go test -count=1 .
 
