@@ -274,19 +274,23 @@ type peers struct {
 	from    string
 }
 
-func (p peers) at(address string) (*manager, error) {
+func (p peers) at(ctx context.Context, address string) (*manager, error) {
 	to, _, _ := net.SplitHostPort(address)
 	p.cluster.mu.Lock()
-	defer p.cluster.mu.Unlock()
-	m := p.cluster.managers[to]
-	if m == nil || m.Store == nil || p.cluster.cut[[2]string{p.from, to}] {
+	m, cut := p.cluster.managers[to], p.cluster.cut[[2]string{p.from, to}]
+	p.cluster.mu.Unlock()
+	if cut {
+		<-ctx.Done() // a dead link answers nothing
+		return nil, ctx.Err()
+	}
+	if m == nil || m.Store == nil {
 		return nil, fmt.Errorf("dial %s: %w", address, errdefs.ErrUnavailable)
 	}
 	return m, nil
 }
 
 func (p peers) Propose(ctx context.Context, address string, commit []byte) (uint64, []byte, error) {
-	m, err := p.at(address)
+	m, err := p.at(ctx, address)
 	if err != nil {
 		return 0, nil, err
 	}
@@ -294,7 +298,7 @@ func (p peers) Propose(ctx context.Context, address string, commit []byte) (uint
 }
 
 func (p peers) ReadIndex(ctx context.Context, address string) (uint64, error) {
-	m, err := p.at(address)
+	m, err := p.at(ctx, address)
 	if err != nil {
 		return 0, err
 	}

@@ -94,6 +94,11 @@ func (s *Store) followLeader(observations <-chan raft.Observation) {
 func (s *Store) noteLeader(id string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if id != s.leaderSeen {
+		s.leaderSeen = id
+		close(s.leaderMoved)
+		s.leaderMoved = make(chan struct{})
+	}
 	if id != "" {
 		s.leaderless = time.Time{}
 	} else if s.leaderless.IsZero() {
@@ -106,6 +111,27 @@ func (s *Store) leaderlessSince() time.Time {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.leaderless
+}
+
+// askLeader is the context of one question to the manager that leads now. It ends with that manager's leadership, because one that
+// died never answers while its port is still held open.
+func (s *Store) askLeader(ctx context.Context, moved <-chan struct{}) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(ctx, forwardTimeout)
+	go func() {
+		select {
+		case <-moved:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, cancel
+}
+
+// leaderMoves is closed when another node leads, or none. Take it before asking who leads.
+func (s *Store) leaderMoves() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.leaderMoved
 }
 
 // Leader is the leader's node id and address as known here; empty without one.

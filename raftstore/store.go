@@ -152,6 +152,9 @@ type Store struct {
 	leadChanged chan struct{}
 	// leaderless is since when no leader is known; zero while one is.
 	leaderless time.Time
+	// leaderSeen leads as far as raft has told; leaderMoved is closed when that changes.
+	leaderSeen  string
+	leaderMoved chan struct{}
 }
 
 // Open reads the log and snapshots of cfg.Dir and takes part in raft until Run ends.
@@ -159,7 +162,7 @@ func Open(cfg Config) (*Store, error) {
 	cfg = cfg.withDefaults()
 	s := &Store{
 		cfg: cfg, log: cfg.Log, failed: make(chan struct{}), closing: make(chan struct{}),
-		leadChanged: make(chan struct{}), leaderless: time.Now(),
+		leadChanged: make(chan struct{}), leaderMoved: make(chan struct{}), leaderless: time.Now(),
 	}
 	s.fsm = newFSM(s.fail)
 	s.fsm.sums = newRowSums(cfg.CheckRows)

@@ -349,6 +349,29 @@ func TestWatchNamesWhatChanged(t *testing.T) {
 	})
 }
 
+// A dead leader's port may still take connections and never answer: what was asked of it is asked of the next leader.
+func TestCallsToALostLeaderGoToTheNextOne(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		all := c.form(3)
+		leader := c.leader(all...)
+		c.isolate(leader.id)
+		began := time.Now()
+		for _, m := range all {
+			if m == leader {
+				continue
+			}
+			c.update(m, createService(m.id))
+			if _, err := m.View(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if took := time.Since(began); took > 4*time.Second {
+			t.Errorf("it took %s, as if the lost leader had been waited for", took)
+		}
+		c.heal()
+	})
+}
+
 func TestCommitProposedTwiceAppliesOnce(t *testing.T) {
 	bubble(t, func(t *testing.T, c *cluster) {
 		m := c.start("n1", true)

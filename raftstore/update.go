@@ -145,6 +145,7 @@ var errTermOver = fmt.Errorf("leadership was lost: %w", errdefs.ErrUnavailable)
 var errNoLeader = fmt.Errorf("no leader is known: %w", errdefs.ErrUnavailable)
 
 func (s *Store) proposeOnce(ctx context.Context, commit []byte) (verdict, error) {
+	moved := s.leaderMoves()
 	id, address := s.Leader()
 	term := termOf(ctx)
 	switch {
@@ -155,7 +156,7 @@ func (s *Store) proposeOnce(ctx context.Context, commit []byte) (verdict, error)
 	case id == s.cfg.NodeID:
 		return s.proposeHere(ctx, commit)
 	}
-	ctx, cancel := context.WithTimeout(ctx, forwardTimeout)
+	ctx, cancel := s.askLeader(ctx, moved)
 	defer cancel()
 	index, raw, err := s.cfg.Peers.Propose(ctx, address, commit)
 	if err != nil {

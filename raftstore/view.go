@@ -63,6 +63,7 @@ func (s *Store) readIndex() (uint64, error) {
 }
 
 func (s *Store) readIndexOnce(ctx context.Context) (uint64, error) {
+	moved := s.leaderMoves()
 	id, address := s.Leader()
 	switch {
 	case id == "":
@@ -70,7 +71,7 @@ func (s *Store) readIndexOnce(ctx context.Context) (uint64, error) {
 	case id == s.cfg.NodeID:
 		return s.ReadIndexLocal(ctx)
 	}
-	ctx, cancel := context.WithTimeout(ctx, forwardTimeout)
+	ctx, cancel := s.askLeader(ctx, moved)
 	defer cancel()
 	index, err := s.cfg.Peers.ReadIndex(ctx, address)
 	if err != nil {
