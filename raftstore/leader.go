@@ -43,7 +43,8 @@ func (s *Store) followLeadership(notify <-chan bool) {
 // beginLeadership waits for a barrier, after which this replica has everything that earlier leaders committed.
 func (s *Store) beginLeadership() {
 	term := s.raft.CurrentTerm()
-	if err := s.raft.Barrier(barrierWait).Error(); err != nil {
+	barrier := func() raft.Future { return s.raft.Barrier(barrierWait) }
+	if _, err := s.await(context.Background(), barrier); err != nil {
 		s.log.Warn("leadership not taken up", "node", s.cfg.NodeID, "term", term, "error", err)
 		return
 	}

@@ -145,6 +145,7 @@ type Store struct {
 	closing   chan struct{}
 	// background waits for the store's own goroutines.
 	background sync.WaitGroup
+	futures    *futures
 
 	mu sync.Mutex // guards:
 	// lead is the leadership that is ready for use, nil without one; leadChanged is closed and replaced when it changes.
@@ -161,7 +162,7 @@ type Store struct {
 func Open(cfg Config) (*Store, error) {
 	cfg = cfg.withDefaults()
 	s := &Store{
-		cfg: cfg, log: cfg.Log, failed: make(chan struct{}), closing: make(chan struct{}),
+		cfg: cfg, log: cfg.Log, failed: make(chan struct{}), closing: make(chan struct{}), futures: newFutures(),
 		leadChanged: make(chan struct{}), leaderMoved: make(chan struct{}), leaderless: time.Now(),
 	}
 	s.fsm = newFSM(s.fail)
@@ -276,6 +277,7 @@ func (s *Store) handOver() error {
 // shutdown ends raft and the store's goroutines; false when raft hangs.
 func (s *Store) shutdown() bool {
 	s.closeOnce.Do(func() { close(s.closing) })
+	s.futures.close(shutdownWait)
 	done := make(chan struct{})
 	future := s.raft.Shutdown()
 	go func() {

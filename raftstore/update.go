@@ -172,24 +172,21 @@ func (s *Store) proposeHere(ctx context.Context, commit []byte) (verdict, error)
 	if err != nil {
 		return verdict{}, err
 	}
-	future := s.raft.Apply(encoded, enqueueTimeout)
-	done := make(chan error, 1)
-	go func() { done <- future.Error() }() // ends at the latest when raft loses leadership or shuts down
-	select {
-	case err = <-done:
-	case <-ctx.Done():
+	future, err := s.await(ctx, func() raft.Future { return s.raft.Apply(encoded, enqueueTimeout) })
+	switch {
+	case err != nil && ctx.Err() != nil:
 		return verdict{}, fmt.Errorf("wait for commit: %w", ctx.Err())
-	}
-	if err != nil {
+	case err != nil:
 		return verdict{}, s.explain(err)
 	}
-	switch answer := future.Response().(type) {
+	response := future.(raft.ApplyFuture).Response()
+	switch answer := response.(type) {
 	case []verdict:
 		return answer[0], nil
 	case error:
 		return verdict{}, answer
 	}
-	return verdict{}, fmt.Errorf("unexpected answer %T of the state machine", future.Response())
+	return verdict{}, fmt.Errorf("unexpected answer %T of the state machine", response)
 }
 
 // explain gives raft's errors their kind.
