@@ -43,15 +43,6 @@ func (s *services) manager() (*manager, error) {
 	return mg, nil
 }
 
-// Session hands an agent to the dispatcher.
-func (s *services) Session(stream rpc.Dispatcher_SessionServer) error {
-	mg, err := s.manager()
-	if err != nil {
-		return err
-	}
-	return mg.dispatcher.Session(stream)
-}
-
 // RootCertificate answers anyone: it is public, and the caller checks it against its token.
 func (s *services) RootCertificate(context.Context, *rpc.RootCertificateRequest) (*rpc.RootCertificateResponse, error) {
 	mg, err := s.manager()
@@ -63,7 +54,7 @@ func (s *services) RootCertificate(context.Context, *rpc.RootCertificateRequest)
 
 // IssueCertificate admits a new node by its token, or renews the caller's certificate.
 func (s *services) IssueCertificate(ctx context.Context, r *rpc.IssueCertificateRequest) (*rpc.IssueCertificateResponse, error) {
-	mg, err := s.manager()
+	mg, err := s.servingManager()
 	if err != nil {
 		return nil, err
 	}

@@ -23,6 +23,7 @@ type manager struct {
 	nodeID     string
 	store      *raftstore.Store
 	dispatcher *dispatcher.Dispatcher
+	tenure     tenure
 }
 
 // usable says whether the replica holds a cluster: a new manager's is empty until the leader has reached it.
@@ -83,6 +84,7 @@ func (m *membership) manage(ctx context.Context, server *rpc.Server) error {
 		})
 	}
 	g.Go(func() error { return m.untilUsable(ctx, mg) })
+	g.Go(func() error { return mg.followTenure(ctx) })
 	g.Go(func() error { return m.untilRoleEnds(ctx, cancel) })
 	err = g.Wait()
 	if m.identity.Role() != swarm.NodeRoleManager {

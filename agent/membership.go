@@ -44,6 +44,9 @@ type membership struct {
 	manager atomic.Pointer[manager]
 	gossip  atomic.Pointer[gossip.Gossip]
 
+	// inSession says that some manager hears this node.
+	inSession atomic.Bool
+
 	roleChanged poke // the certificate has another role now
 	renewNow    poke // the cluster wants this node to have another role
 	rosterMoved poke // gossip has other seeds
@@ -201,7 +204,7 @@ func (m *membership) status() api.Status {
 func (m *membership) managerAddresses() []string {
 	rec := m.currentRecord()
 	var addresses []string
-	if mg := m.manager.Load(); mg != nil && mg.usable() {
+	if mg := m.manager.Load(); mg != nil && mg.serving() {
 		addresses = append(addresses, rec.AdvertiseAddr)
 	}
 	known := m.roster.managerAddresses()

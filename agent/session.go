@@ -105,6 +105,8 @@ func (m *membership) session(ctx context.Context, address string) (welcomed bool
 	m.log.Info("session begun", "manager", address)
 	m.takeGossipKey(welcome.GossipKey)
 	m.node.worker.Resend()
+	m.inSession.Store(true)
+	defer m.inSession.Store(false)
 	return true, s.serve(ctx, time.Duration(welcome.BeatNs))
 }
 
@@ -275,10 +277,13 @@ func (m *membership) obey(order *rpc.NodeOrder) {
 
 // resign hands the manager role over, if others can take it, and says good-bye, as far as ctx allows.
 func (m *membership) resign(ctx context.Context) {
-	if mg := m.manager.Load(); mg != nil {
+	if mg := m.manager.Load(); mg != nil && mg.serving() {
 		if err := mg.stepDown(ctx); err != nil {
 			m.log.Warn("left without handing over the manager role", "err", err)
 		}
+	}
+	if !m.inSession.Load() {
+		return
 	}
 	answered := make(chan struct{})
 	select {

@@ -107,8 +107,8 @@ func (s *Store) noteLeader(id string) {
 	}
 }
 
-// leaderlessSince is zero while a leader is known.
-func (s *Store) leaderlessSince() time.Time {
+// LeaderlessSince is when the last leader was lost, or the replica opened; zero while a leader is known.
+func (s *Store) LeaderlessSince() time.Time {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.leaderless

@@ -96,7 +96,7 @@ func (s *Store) catchUp(ctx context.Context, seen *State) bool {
 	if lead, _ := s.leadership(); lead != nil {
 		return false
 	}
-	if since := s.leaderlessSince(); !since.IsZero() {
+	if since := s.LeaderlessSince(); !since.IsZero() {
 		return false
 	}
 	now, err := s.View(ctx)
@@ -123,7 +123,7 @@ func (s *Store) propose(ctx context.Context, commit []byte) (verdict, error) {
 		if !errors.Is(err, errNoLeader) && !errors.Is(err, raft.ErrNotLeader) && !errors.Is(err, raft.ErrEnqueueTimeout) {
 			doubt = mayStillHappen
 		}
-		since := s.leaderlessSince()
+		since := s.LeaderlessSince()
 		switch {
 		case !since.IsZero() && (time.Since(since) > leaderWait || ctx.Err() == context.DeadlineExceeded):
 			return answer, fmt.Errorf("%w%s%w", s.noLeader(), doubt, silent{ctx.Err()})

@@ -30,7 +30,7 @@ func (s *Store) Watch() *Watch { return s.fsm.watch() }
 func (s *Store) View(ctx context.Context) (*State, error) {
 	index, err := s.view.do(ctx, s.readIndex)
 	if err != nil {
-		if ctx.Err() == context.DeadlineExceeded && !s.leaderlessSince().IsZero() {
+		if ctx.Err() == context.DeadlineExceeded && !s.LeaderlessSince().IsZero() {
 			return nil, fmt.Errorf("%w%w", s.noLeader(), silent{ctx.Err()})
 		}
 		return nil, err
@@ -50,7 +50,7 @@ func (s *Store) readIndex() (uint64, error) {
 		if err == nil {
 			return index, nil
 		}
-		if since := s.leaderlessSince(); !since.IsZero() && time.Since(since) > leaderWait {
+		if since := s.LeaderlessSince(); !since.IsZero() && time.Since(since) > leaderWait {
 			return 0, s.noLeader()
 		}
 		if s.stopping() {

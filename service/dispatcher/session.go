@@ -309,7 +309,8 @@ func (s *session) over(err error, goodbye string, grace time.Duration) error {
 		silence = grace
 	}
 	s.d.log.Info("session over", "node", s.nodeID, "goodbye", goodbye, "reason", err)
-	if !s.replaced.Load() && s.d.runningContext().Err() == nil {
+	// A manager that lost the leader cannot write; the next leader counts the grace time itself.
+	if !s.replaced.Load() && s.d.runningContext().Err() == nil && !errdefs.IsUnavailable(err) {
 		if writeErr := s.writeSilent(silence); writeErr != nil {
 			s.d.log.Warn("end of session not written, the leader will notice", "node", s.nodeID, "err", writeErr)
 		}
