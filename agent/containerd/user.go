@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 
@@ -83,7 +84,8 @@ func readBounded(path string, max int64) ([]byte, error) {
 	return os.ReadFile(path)
 }
 
-// lookUpUser is pure: docker's rules for "user", "uid", "user:group", with the primary group among the additional ones.
+// lookUpUser is pure: docker's rules for "user", "uid", "user:group", with the primary group among the additional
+// ones: it comes first, then the image's groups of the user in the order of their file, then those asked for by number.
 func lookUpUser(passwd, group, groupAgain io.Reader, name string, groups []string) (specs.User, error) {
 	found, err := user.GetExecUser(name, nil, passwd, group)
 	if err != nil {
@@ -94,6 +96,7 @@ func lookUpUser(passwd, group, groupAgain io.Reader, name string, groups []strin
 	if err != nil {
 		return specs.User{}, invalid("%s", err)
 	}
+	slices.Sort(more) // they come in any order
 	seen := make(map[uint32]bool)
 	for _, gid := range append(append([]int{found.Gid}, found.Sgids...), more...) {
 		if !seen[uint32(gid)] {
