@@ -60,7 +60,7 @@ func (r *Runtime) details(ctx context.Context) ([]Details, error) {
 	}
 	result := make([]Details, 0, len(infos))
 	for _, info := range infos {
-		d, err := r.describe(info, running[info.ID])
+		d, err := r.describe(ctx, info, running[info.ID])
 		if err != nil {
 			return nil, err
 		}
@@ -87,11 +87,12 @@ func (r *Runtime) container(ctx context.Context, id string) (Details, error) {
 	if err != nil && !errdefs.IsNotFound(err) {
 		return Details{}, err
 	}
-	return r.describe(info, t)
+	return r.describe(ctx, info, t)
 }
 
-// describe joins containerd's records with our own; t is nil when there is no task.
-func (r *Runtime) describe(info containers.Container, t *taskapi.Process) (Details, error) {
+// describe joins containerd's records with our own; t is nil when containerd knows of no task. What is
+// not proved to be over runs, so that a worker stops it before it has it removed.
+func (r *Runtime) describe(ctx context.Context, info containers.Container, t *taskapi.Process) (Details, error) {
 	c, err := decodeRecord(info)
 	if err != nil {
 		return Details{}, err
@@ -114,13 +115,13 @@ func (r *Runtime) describe(info containers.Container, t *taskapi.Process) (Detai
 		}
 		d.Exit = &exit
 	case t != nil:
-		d.Running, d.PID = true, int(t.Pid)
-	case s.PID != 0:
-		exit, err := r.vanished(context.Background(), info.ID)
-		if err != nil {
-			return d, err
+		d.Running = true
+		if t.Pid != 0 { // containerd does not know it when the shim did not answer
+			d.PID = int(t.Pid)
 		}
-		d.Exit = &exit
+	case s.PID != 0:
+		d.Exit, err = r.over(ctx, info.ID, s)
+		d.Running = d.Exit == nil
 	}
-	return d, nil
+	return d, err
 }

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// discardMax bounds the killing of a task that was created and never ran.
+// discardMax bounds the killing of a task that must not run.
 const discardMax = 30 * time.Second
 
 // Remove deletes a container that does not run, its snapshot and FIFOs. The record goes last, so that a
@@ -54,7 +54,8 @@ func (r *Runtime) remove(ctx context.Context, id string) error {
 	return nil
 }
 
-// removeTask deletes an ended task, and one that was created and never ran. FailedPrecondition while it runs.
+// removeTask deletes an ended task, and one that was created and never ran. FailedPrecondition while it runs,
+// which List tells, too; a container that was told to have ended is removed whatever is left of it.
 func (r *Runtime) removeTask(ctx context.Context, id string) error {
 	t, err := r.task(ctx, id)
 	if errdefs.IsNotFound(err) {
@@ -69,10 +70,18 @@ func (r *Runtime) removeTask(ctx context.Context, id string) error {
 	case taskapi.Status_STOPPED:
 		return r.deleteTask(ctx, id)
 	}
+	s, err := r.readState(id)
+	if err != nil {
+		return err
+	}
+	if s.Exit != nil {
+		r.log.Warn("container that ended still runs and is killed", "container", id, "pid", t.Pid)
+		return r.discardTask(ctx, id)
+	}
 	return fmt.Errorf("container %s is running: stop it first: %w", id, errdefs.ErrFailedPrecondition)
 }
 
-// discardTask kills and deletes a task whose process never ran the container's command.
+// discardTask kills and deletes a task whose process must not run: it never ran the container's command, or is told to be over.
 func (r *Runtime) discardTask(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, discardMax)
 	defer cancel()

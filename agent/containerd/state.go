@@ -18,6 +18,7 @@ const exitUnknown = 255
 // deleted once it ended. It lies in the container's directory.
 type state struct {
 	PID       int
+	Born      string // birth of the process with this pid
 	StartedAt time.Time
 	Exit      *worker.Exit
 }

@@ -82,11 +82,18 @@ func (r *Runtime) startExisting(ctx context.Context, id string) (int, error) {
 
 // startTask writes the pid down before the process runs, so that a container that ran is always known as one.
 func (r *Runtime) startTask(ctx context.Context, id string, pid int) (int, error) {
-	if err := r.writeState(id, state{PID: pid, StartedAt: time.Now().UTC()}); err != nil {
+	born, err := birth(pid)
+	if err != nil {
+		r.log.Warn("process of a container is gone before it starts", "container", id, "pid", pid, "err", err)
+	}
+	if err := r.writeState(id, state{PID: pid, Born: born, StartedAt: time.Now().UTC()}); err != nil {
 		return 0, err
 	}
 	if _, err := r.client.TaskService().Start(ctx, &tasks.StartRequest{ContainerID: id}); err != nil {
 		err = startError(errgrpc.ToNative(err))
+		if errdefs.IsUnavailable(err) || errdefs.IsDeadlineExceeded(err) || errdefs.IsCanceled(err) {
+			return 0, err // it may run: who starts it again finds out
+		}
 		return 0, errors.Join(err, r.writeState(id, state{}), r.discardTask(context.WithoutCancel(ctx), id))
 	}
 	return pid, nil
@@ -137,9 +144,13 @@ func (r *Runtime) Wait(ctx context.Context, id string) (worker.Exit, error) {
 			return r.ended(id, int(response.ExitStatus), response.ExitedAt.AsTime())
 		}
 		if err = errgrpc.ToNative(err); errdefs.IsNotFound(err) {
-			return r.vanished(ctx, id)
+			if exit, err := r.vanished(ctx, id); err != nil {
+				return worker.Exit{}, err
+			} else if exit != nil {
+				return *exit, nil
+			}
 		}
-		// A reader that waits for a process must not lose it to an outage of containerd.
+		// Who waits for a process must not lose it to an outage of containerd or to a shim that answers late.
 		if !pause(ctx, retry) {
 			return worker.Exit{}, ctx.Err()
 		}
@@ -159,34 +170,34 @@ func (r *Runtime) ended(id string, code int, at time.Time) (worker.Exit, error) 
 	return exit, nil
 }
 
-// vanished tells what became of a container that has no task.
-func (r *Runtime) vanished(ctx context.Context, id string) (worker.Exit, error) {
+// vanished tells how a container ended that containerd knows no task of; nil while its process lives.
+func (r *Runtime) vanished(ctx context.Context, id string) (*worker.Exit, error) {
 	s, err := r.readState(id)
 	if err != nil {
-		return worker.Exit{}, err
+		return nil, err
 	}
-	if s.Exit != nil {
-		return *s.Exit, nil
-	}
-	if s.PID != 0 {
-		return r.recordExit(id, exitUnknown, time.Now().UTC())
+	if s.PID != 0 || s.Exit != nil {
+		return r.over(ctx, id, s)
 	}
 	if _, err := r.containers().Get(ctx, id); err != nil {
-		return worker.Exit{}, fmt.Errorf("container %s: %w", id, err)
+		return nil, fmt.Errorf("container %s: %w", id, err)
 	}
-	return worker.Exit{}, fmt.Errorf("container %s was not started: %w", id, errdefs.ErrFailedPrecondition)
+	return nil, fmt.Errorf("container %s was not started: %w", id, errdefs.ErrFailedPrecondition)
 }
 
 // Stop sends signal (empty: the image's or SIGTERM), waits for grace, then kills; it returns when the process is gone.
 func (r *Runtime) Stop(ctx context.Context, id, sig string, grace time.Duration) error {
+	if err := checkID(id); err != nil {
+		return err
+	}
 	return outlast(ctx, func() error { return r.stop(ctx, id, sig, grace) })
 }
 
 func (r *Runtime) stop(ctx context.Context, id, sig string, grace time.Duration) error {
 	t, err := r.task(ctx, id)
 	switch {
-	case errdefs.IsNotFound(err):
-		return nil
+	case errdefs.IsNotFound(err): // what outlived its shim nobody can ask to end
+		return killCgroup(ctx, r.cgroupPath(id))
 	case err != nil:
 		return err
 	case t.Status == taskapi.Status_STOPPED:
