@@ -39,6 +39,10 @@ func (m *membership) runSessions(ctx context.Context) error {
 				return nil
 			}
 			m.log.Warn("session ended", "manager", address, "err", err)
+			// The answer to a renewal may have been lost when the connections of the former manager were cut.
+			if errdefs.IsUnauthorized(err) {
+				m.renewNow.send()
+			}
 			// The connection may have been cut before the order to stop came through; a member is refused for nothing else.
 			if errdefs.IsPermissionDenied(err) && !m.removed() {
 				m.obey(&rpc.NodeOrder{Removed: true})

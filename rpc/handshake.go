@@ -137,10 +137,14 @@ func (s *Server) mayCall(p Peer, roles roleSet, what string) error {
 	return fmt.Errorf("a %s may not call %s: %w", p.Role, what, errdefs.ErrPermissionDenied)
 }
 
-// refused keeps the Authorizer's reason as text; to the caller it is always a matter of permission.
+// refused keeps the Authorizer's reason as text. To the caller it is a matter of permission, or of kind
+// Unauthenticated when another certificate would help.
 func refused(p Peer, reason error) error {
-	if errors.Is(reason, errdefs.ErrPermissionDenied) {
+	switch {
+	case errors.Is(reason, errdefs.ErrPermissionDenied):
 		return fmt.Errorf("node %s is refused: %w", p.NodeID, reason)
+	case mayRenew(reason):
+		return fmt.Errorf("node %s is refused: %v: %w", p.NodeID, reason, errdefs.ErrUnauthenticated)
 	}
 	return fmt.Errorf("node %s is refused: %v: %w", p.NodeID, reason, errdefs.ErrPermissionDenied)
 }

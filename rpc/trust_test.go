@@ -211,7 +211,7 @@ func TestNodeWithAnOutdatedCertificateMayRenewIt(t *testing.T) {
 		p := serve(t, ca.identity("m1", Manager), asManager)
 		demoted := ca.identity("m2", Manager)
 		p.roster.refuse("m2", errdefs.ErrFailedPrecondition)
-		kindOf(t, readIndex(t, p, demoted), errdefs.ErrPermissionDenied, "node m2 is refused")
+		kindOf(t, readIndex(t, p, demoted), errdefs.ErrUnauthenticated, "node m2 is refused")
 		_, err := NewCertificateAuthorityClient(p.client(t, demoted)).IssueCertificate(t.Context(), &IssueCertificateRequest{})
 		check(t, err)
 	})
