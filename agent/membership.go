@@ -25,6 +25,8 @@ import (
 const (
 	// renewRetry is the pause after a certificate renewal that no manager granted.
 	renewRetry = time.Second
+	// renewMax is how long one manager may take to renew a certificate before another one is asked.
+	renewMax = 3 * time.Second
 	// roleCheck bounds how long a change of role can go unnoticed if its wake-up was lost.
 	roleCheck = 5 * time.Second
 )
@@ -306,7 +308,7 @@ func (m *membership) renew(ctx context.Context) error {
 		return err
 	}
 	var last error = fmt.Errorf("no manager is known")
-	for _, address := range m.managerAddresses() {
+	for _, address := range m.othersFirst() {
 		var answer *rpc.IssueCertificateResponse
 		answer, last = m.requestRenewal(ctx, address, csrPEM)
 		if last != nil {
@@ -323,8 +325,18 @@ func (m *membership) renew(ctx context.Context) error {
 	return last
 }
 
+// othersFirst lists the managers with this node last: its own replica does not learn of its demotion.
+func (m *membership) othersFirst() []string {
+	self := m.currentRecord().AdvertiseAddr
+	addresses := m.managerAddresses()
+	if i := slices.Index(addresses, self); i >= 0 {
+		addresses = append(slices.Delete(addresses, i, i+1), self)
+	}
+	return addresses
+}
+
 func (m *membership) requestRenewal(ctx context.Context, address string, csrPEM []byte) (*rpc.IssueCertificateResponse, error) {
-	ctx, cancel := context.WithTimeout(ctx, joinWaitMax)
+	ctx, cancel := context.WithTimeout(ctx, renewMax)
 	defer cancel()
 	conn, err := m.dialer.GRPC(address)
 	if err != nil {
