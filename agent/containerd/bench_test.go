@@ -3,6 +3,7 @@ package containerd_test
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"strconv"
 	"strings"
@@ -12,13 +13,18 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/containerd/errdefs"
+	"github.com/moby/profiles/seccomp"
 )
 
 // TestBareLoop is the physical limit that the benchmark compares the cluster with: plain create and start on running containerds, by
 // a client that does nothing else. The benchmark runs it as a program and reads the lines "bare-seconds".
+//
+// Its containers are confined as the cluster's are, by docker's default seccomp profile, and their output has a reader: both
+// cost time that is no choice of the cluster's. It makes no log files, no /etc of the container's own, and records nothing.
 //
 //	SWARM_BENCH_SOCKETS  containerds, separated by commas
 //	SWARM_BENCH_CGROUPS  parent control group for each
@@ -54,6 +60,7 @@ type bareHost struct {
 	client *client.Client
 	image  client.Image
 	cgroup string
+	fifos  string // directory of the containers' outputs
 }
 
 func openBareHost(t *testing.T, socket, cgroup string) *bareHost {
@@ -78,7 +85,7 @@ func openBareHost(t *testing.T, socket, cgroup string) *bareHost {
 		c.ImageService().Delete(context.Background(), loaded[0].Name)
 		c.Close()
 	})
-	return &bareHost{client: c, image: image, cgroup: cgroup}
+	return &bareHost{client: c, image: image, cgroup: cgroup, fifos: t.TempDir()}
 }
 
 // bareRound starts tasks containers on all hosts together, removes them again, and says how long the start took.
@@ -118,15 +125,21 @@ func (h *bareHost) start(ctx context.Context, id string) (client.Task, error) {
 		client.WithImage(h.image),
 		client.WithSnapshotter("overlayfs"),
 		client.WithNewSnapshot(id, h.image),
-		client.WithNewSpec(oci.WithImageConfigArgs(h.image, []string{"sleep"}), oci.WithCgroup(h.cgroup+"/"+id)))
+		client.WithNewSpec(oci.WithImageConfigArgs(h.image, []string{"sleep"}), oci.WithCgroup(h.cgroup+"/"+id), confined))
 	if err != nil {
 		return nil, fmt.Errorf("create %s: %w", id, err)
 	}
-	task, err := container.NewTask(ctx, cio.NullIO)
+	task, err := container.NewTask(ctx, cio.NewCreator(cio.WithStreams(nil, io.Discard, io.Discard), cio.WithFIFODir(h.fifos)))
 	if err != nil {
 		return nil, fmt.Errorf("make task of %s: %w", id, err)
 	}
 	return task, task.Start(ctx)
+}
+
+// confined gives a container the seccomp profile that the cluster's containers have by default.
+func confined(_ context.Context, _ oci.Client, _ *containers.Container, s *oci.Spec) (err error) {
+	s.Linux.Seccomp, err = seccomp.GetDefaultProfile(s)
+	return err
 }
 
 func (h *bareHost) remove(ctx context.Context, task client.Task) error {

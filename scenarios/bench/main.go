@@ -21,7 +21,8 @@ import (
 const (
 	labName   = "bench"
 	patience  = 90 * time.Second
-	lookEvery = 5 * time.Millisecond // resolution of a measured moment
+	lookEvery = 5 * time.Millisecond  // resolution of a measured moment
+	manyEvery = 20 * time.Millisecond // of one for which the machine has no time to spare
 )
 
 func main() {
@@ -175,13 +176,17 @@ func (b *bench) untilRunning(ctx context.Context, service string, tasks int) err
 }
 
 func (b *bench) until(ctx context.Context, holds func(context.Context) bool) error {
+	return b.untilEvery(ctx, lookEvery, holds)
+}
+
+func (b *bench) untilEvery(ctx context.Context, every time.Duration, holds func(context.Context) bool) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for !holds(ctx) {
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("not true within %s", patience)
-		case <-time.After(lookEvery):
+		case <-time.After(every):
 		}
 	}
 	return nil
