@@ -29,8 +29,8 @@ const (
 	snapshotter = "overlayfs"
 	// defaultCgroupParent is where containers go when nothing else is said.
 	defaultCgroupParent = "/swarm"
-	// reapQueueMax bounds ended tasks that wait for their deletion; Remove deletes what does not fit.
-	reapQueueMax = 1024
+	// settleQueueMax bounds ended processes that wait for being settled; who looks at the container later asks again.
+	settleQueueMax = 1024
 	// outageMax is how long a call waits for containerd to come back.
 	outageMax = 15 * time.Second
 )
@@ -63,7 +63,7 @@ type Runtime struct {
 	client  *client.Client
 	process *process // nil when an existing containerd is used
 	runc    string
-	reaps   chan string // ended tasks to delete
+	settles chan string // containers whose process ended
 
 	images imageCache
 	users  userCache
@@ -75,6 +75,7 @@ type Runtime struct {
 
 	mu       sync.Mutex
 	prepared map[string]prepared // created and not yet started, by container id
+	settling map[string]bool     // ids that are in settles or are being settled
 }
 
 var _ worker.Runtime = (*Runtime)(nil)
@@ -100,8 +101,9 @@ func Open(ctx context.Context, cfg Config) (*Runtime, error) {
 		cfg:      cfg,
 		log:      cfg.Log.With("component", "containerd"),
 		runc:     runc,
-		reaps:    make(chan string, reapQueueMax),
+		settles:  make(chan string, settleQueueMax),
 		prepared: make(map[string]prepared),
+		settling: make(map[string]bool),
 	}
 	for _, dir := range []string{cfg.DataDir, cfg.RunDir, r.containersDir(), r.volumesDir(), r.mountsDir()} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
@@ -148,7 +150,7 @@ func connect(ctx context.Context, address string) (*client.Client, error) {
 func (r *Runtime) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	wg.Go(func() { r.reapEnded(ctx) })
+	wg.Go(func() { r.settleEnded(ctx) })
 	if r.process == nil {
 		<-ctx.Done()
 		return ctx.Err()

@@ -60,6 +60,8 @@ func (r *Runtime) create(ctx context.Context, c worker.Container) error {
 	}
 	if s, err := r.readState(c.ID); err != nil {
 		return err
+	} else if s.Exit != nil {
+		return nil // nothing is made for what ran already, and its log is over
 	} else if s.PID != 0 { // a running container keeps its files; its log may need a reader
 		_, _, err := r.openLog(ctx, c)
 		return err

@@ -104,6 +104,7 @@ func (r *Runtime) describe(ctx context.Context, info containers.Container, t *ta
 	d := Details{Container: c, CreatedAt: info.CreatedAt}
 	d.Observed = worker.Observed{ID: info.ID, Labels: c.Labels, PID: s.PID, StartedAt: s.StartedAt, Exit: s.Exit}
 	if s.Exit != nil {
+		r.settleLater(info.ID, s)
 		return d, nil
 	}
 	switch {

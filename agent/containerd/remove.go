@@ -2,7 +2,6 @@ package containerd
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -34,10 +33,8 @@ func (r *Runtime) remove(ctx context.Context, id string) error {
 	if err := killCgroup(ctx, r.cgroupPath(id)); err != nil {
 		return fmt.Errorf("remove container %s: %w", id, err)
 	}
-	if r.cfg.Logs != nil {
-		if err := r.cfg.Logs.CloseLog(ctx, id); err != nil && !errdefs.IsNotFound(err) {
-			return fmt.Errorf("close the log of container %s: %w", id, err)
-		}
+	if err := r.closeLog(ctx, id); err != nil {
+		return err
 	}
 	if err := r.snapshots().Remove(ctx, id); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("remove the root file system of container %s: %w", id, err)
@@ -104,18 +101,4 @@ func (r *Runtime) deleteTask(ctx context.Context, id string) error {
 		return fmt.Errorf("delete the task of container %s: %w", id, err)
 	}
 	return nil
-}
-
-// reapEnded deletes ended tasks until ctx ends. What it misses is deleted by Remove.
-func (r *Runtime) reapEnded(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case id := <-r.reaps:
-			if err := r.deleteTask(ctx, id); err != nil && !errors.Is(err, context.Canceled) {
-				r.log.Warn("ended task stays until its container is removed", "container", id, "err", err)
-			}
-		}
-	}
 }

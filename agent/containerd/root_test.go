@@ -41,11 +41,16 @@ type bench struct {
 	running sync.WaitGroup
 }
 
-func newBench(t *testing.T) *bench {
+func needRoot(t *testing.T) {
 	t.Helper()
 	if os.Getenv("SWARM_ROOT_TESTS") == "" {
 		t.Skip("needs root, runc and bin/containerd: set SWARM_ROOT_TESTS=1")
 	}
+}
+
+func newBench(t *testing.T) *bench {
+	t.Helper()
+	needRoot(t)
 	dir, err := os.MkdirTemp("/tmp", "swctd")
 	check(t, err)
 	logs := &pipeLogs{dir: filepath.Join(dir, "logs"), text: make(map[string]*bytes.Buffer)}

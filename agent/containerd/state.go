@@ -21,6 +21,7 @@ type state struct {
 	Born      string // birth of the process with this pid
 	StartedAt time.Time
 	Exit      *worker.Exit
+	Settled   bool // nothing is left to do about the exit: the task is deleted, the log closed
 }
 
 func (r *Runtime) statePath(id string) string { return filepath.Join(r.containerDir(id), "state.json") }
@@ -65,4 +66,19 @@ func (r *Runtime) recordExit(id string, code int, at time.Time) (worker.Exit, er
 	}
 	s.Exit = &worker.Exit{Code: code, OOMKilled: oomKilled(r.cgroupPath(id)), At: at}
 	return *s.Exit, r.writeState(id, s)
+}
+
+// recordSettled writes that nothing is left of an ended process. Nothing is written of one that was removed meanwhile.
+func (r *Runtime) recordSettled(id string) error {
+	r.statesMu.Lock()
+	defer r.statesMu.Unlock()
+	s, err := r.readState(id)
+	if err != nil || s.Exit == nil || s.Settled {
+		return err
+	}
+	s.Settled = true
+	if err := r.writeState(id, s); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
 }

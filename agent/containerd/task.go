@@ -31,6 +31,11 @@ func (r *Runtime) Start(ctx context.Context, id string) (pid int, err error) {
 		pid, err = r.start(ctx, id)
 		return err
 	})
+	if errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err) || errdefs.IsUnknown(err) {
+		// It is not going to run: its log is over. Should it be started again, the log is opened again.
+		r.forget(id)
+		err = errors.Join(err, r.closeLog(ctx, id))
+	}
 	return pid, err
 }
 
@@ -137,6 +142,7 @@ func (r *Runtime) Wait(ctx context.Context, id string) (worker.Exit, error) {
 		if s, err := r.readState(id); err != nil {
 			return worker.Exit{}, err
 		} else if s.Exit != nil {
+			r.settleLater(id, s)
 			return *s.Exit, nil
 		}
 		response, err := r.client.TaskService().Wait(ctx, &tasks.WaitRequest{ContainerID: id})
@@ -157,17 +163,13 @@ func (r *Runtime) Wait(ctx context.Context, id string) (worker.Exit, error) {
 	}
 }
 
-// ended records an exit and has the task deleted: its shim costs memory.
+// ended records an exit and has it settled.
 func (r *Runtime) ended(id string, code int, at time.Time) (worker.Exit, error) {
 	exit, err := r.recordExit(id, code, at)
-	if err != nil {
-		return exit, err
+	if err == nil {
+		r.settleLater(id, state{})
 	}
-	select {
-	case r.reaps <- id:
-	default: // Remove will do it
-	}
-	return exit, nil
+	return exit, err
 }
 
 // vanished tells how a container ended that containerd knows no task of; nil while its process lives.

@@ -25,6 +25,11 @@ func main() {
 	case "exit":
 		code, _ := strconv.Atoi(rest[0])
 		os.Exit(code)
+	case "count":
+		n, _ := strconv.Atoi(rest[0])
+		for i := range n {
+			fmt.Println("line", i+1)
+		}
 	case "sleep":
 		fmt.Println("sleeping")
 		time.Sleep(time.Hour)
