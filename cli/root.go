@@ -84,7 +84,7 @@ func newRoot(args []string, stdin io.ReadCloser, stdout, stderr io.Writer) (*cob
 	root.SetUsageTemplate(usageTemplate)
 	root.SetHelpTemplate("{{.UsageString}}")
 	root.SetVersionTemplate("swarm version {{.Version}}\n")
-	root.SetFlagErrorFunc(dockercli.FlagErrorFunc)
+	root.SetFlagErrorFunc(flagError)
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 	root.PersistentFlags().BoolP("help", "h", false, "Print usage")
 	_ = root.PersistentFlags().MarkHidden("help")
@@ -166,6 +166,14 @@ func acceptHostEverywhere(cmd *cobra.Command, e *engine) {
 		c.Flags().StringVarP(&e.host, "host", "H", "", "Socket of the agent to talk to")
 		_ = c.Flags().MarkHidden("host")
 	}
+}
+
+// flagError explains a flag that cannot be read. Flags of a command that does not exist are put to the root: then the command is what is wrong.
+func flagError(cmd *cobra.Command, err error) error {
+	if read := cmd.Flags().Args(); !cmd.HasParent() && len(read) > 0 {
+		return unknownCommand(cmd, read)
+	}
+	return dockercli.FlagErrorFunc(cmd, err)
 }
 
 func unknownCommand(cmd *cobra.Command, args []string) error {
