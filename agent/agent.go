@@ -4,6 +4,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -47,7 +48,7 @@ const (
 )
 
 // Run is the agent until ctx ends. Containers, keeper and containerd live on.
-func Run(ctx context.Context, cfg Config) error {
+func Run(ctx context.Context, cfg Config) (err error) {
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level(cfg.Debug)}))
 	unlock, err := prepareDirs(cfg)
 	if err != nil {
@@ -84,6 +85,12 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return fmt.Errorf("start the keeper: %w", err)
 	}
+	defer func() {
+		if err != nil && ctx.Err() == nil {
+			// The keeper holds the API socket of an earlier agent: nobody shall wait there for one that does not come up.
+			err = errors.Join(err, holder.Release(ctx, "unix", socketPath(cfg)))
+		}
+	}()
 	runtimeConfig.Logs = containerLogs{holder}
 	runtime, err := containerd.Open(ctx, runtimeConfig)
 	if err != nil {
@@ -153,7 +160,9 @@ func RunKeeper(ctx context.Context, runDir, logDir string) error {
 	})
 }
 
-func (n *node) socketPath() string { return filepath.Join(n.cfg.RunDir, "swarm.sock") }
+func (n *node) socketPath() string { return socketPath(n.cfg) }
+
+func socketPath(cfg Config) string { return filepath.Join(cfg.RunDir, "swarm.sock") }
 
 // listenAPI takes the API socket from the keeper, which keeps it open while the agent is away.
 func (n *node) listenAPI(ctx context.Context) (net.Listener, error) {

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // recordVersion is the format of the record and, by it, of the whole data directory.
@@ -37,13 +39,33 @@ func readRecord(path string) (*record, error) {
 		return nil, fmt.Errorf("read the node's record: %w", err)
 	}
 	var r record
-	if err := json.Unmarshal(data, &r); err != nil {
+	err = json.Unmarshal(data, &r)
+	// A newer record may look different in every other way.
+	if r.FormatVersion <= recordVersion && err == nil {
+		err = r.check()
+	}
+	if err != nil {
 		return nil, fmt.Errorf("the node's record %s is damaged (%w): restore it from a backup, or remove the data directory and join again", path, err)
 	}
 	if r.FormatVersion > recordVersion {
 		return nil, fmt.Errorf("the data directory %s was written by a newer swarm (format %d, this program knows %d): start that version again", filepath.Dir(path), r.FormatVersion, recordVersion)
 	}
 	return &r, nil
+}
+
+// check finds damage that left the JSON valid.
+func (r record) check() error {
+	for name, id := range map[string]string{"ClusterID": r.ClusterID, "NodeID": r.NodeID} {
+		if id == "" || strings.Trim(id, "0123456789abcdefghijklmnopqrstuvwxyz") != "" {
+			return fmt.Errorf("%s is %.30q, no id", name, id)
+		}
+	}
+	for _, address := range append([]string{r.ListenAddr, r.AdvertiseAddr}, r.Managers...) {
+		if _, _, err := net.SplitHostPort(address); err != nil {
+			return fmt.Errorf("it holds %.60q, no host:port", address)
+		}
+	}
+	return nil
 }
 
 // writeRecord replaces the record so that a crash leaves the old or the new one.

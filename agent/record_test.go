@@ -31,6 +31,9 @@ func TestUnreadableRecordsAreNamed(t *testing.T) {
 	for content, want := range map[string]string{
 		`{"ClusterID":`:         "is damaged",
 		`{"FormatVersion": 99}`: "written by a newer swarm (format 99",
+		`{"FormatVersion": 1}`:  "is damaged",
+		`{"FormatVersion": 1, "ClusterID": "c", "NodeID": "n", "ListenAddr": "nonsense", "AdvertiseAddr": "192.0.2.1:2377"}`:                      `is damaged (it holds "nonsense"`,
+		"{\"FormatVersion\": 1, \"ClusterID\": \"c\xff\xfe\", \"NodeID\": \"n\", \"ListenAddr\": \"[::]:1\", \"AdvertiseAddr\": \"192.0.2.1:1\"}": "is damaged (ClusterID is ",
 	} {
 		path := filepath.Join(t.TempDir(), "node.json")
 		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
