@@ -1,11 +1,14 @@
 package containerd
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
+
+	"swarm/agent/worker"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -116,6 +119,23 @@ func TestProcessIsKnownByItsBirth(t *testing.T) {
 		check(t, err)
 		if got != c.want {
 			t.Errorf("%s: got %v", what, got)
+		}
+	}
+}
+
+func TestRemovalMeetsTheSettlingOfAnEnd(t *testing.T) {
+	r := &Runtime{cfg: Config{DataDir: t.TempDir()}}
+	for i := range 300 {
+		id := fmt.Sprint("c", i)
+		check(t, os.MkdirAll(r.containerDir(id), 0o700))
+		check(t, r.writeState(id, state{PID: 1, Exit: &worker.Exit{}}))
+		settled := make(chan error)
+		go func() { settled <- r.recordSettled(id) }()
+		if err := r.removeDir(id); err != nil {
+			t.Error(err)
+		}
+		if err := <-settled; err != nil {
+			t.Error(err)
 		}
 	}
 }

@@ -39,14 +39,24 @@ func (r *Runtime) remove(ctx context.Context, id string) error {
 	if err := r.snapshots().Remove(ctx, id); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("remove the root file system of container %s: %w", id, err)
 	}
-	if err := os.RemoveAll(r.containerDir(id)); err != nil {
-		return fmt.Errorf("remove the directory of container %s: %w", id, err)
+	if err := r.removeDir(id); err != nil {
+		return err
 	}
 	if err := removeCgroups(r.cgroupPath(id)); err != nil {
 		return err
 	}
 	if err := r.containers().Delete(ctx, id); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("remove container %s: %w", id, err)
+	}
+	return nil
+}
+
+// removeDir deletes a container's directory, in which nobody changes the state meanwhile.
+func (r *Runtime) removeDir(id string) error {
+	r.statesMu.Lock()
+	defer r.statesMu.Unlock()
+	if err := os.RemoveAll(r.containerDir(id)); err != nil {
+		return fmt.Errorf("remove the directory of container %s: %w", id, err)
 	}
 	return nil
 }
