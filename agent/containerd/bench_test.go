@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -85,7 +86,7 @@ func openBareHost(t *testing.T, socket, cgroup string) *bareHost {
 		c.ImageService().Delete(context.Background(), loaded[0].Name)
 		c.Close()
 	})
-	return &bareHost{client: c, image: image, cgroup: cgroup, fifos: t.TempDir()}
+	return &bareHost{client: c, image: image, cgroup: cgroup, fifos: filepath.Dir(socket)}
 }
 
 // bareRound starts tasks containers on all hosts together, removes them again, and says how long the start took.

@@ -10,7 +10,9 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"text/tabwriter"
 	"time"
 
@@ -61,18 +63,19 @@ func run(ctx context.Context, bin string, rounds int, only string) error {
 		name              string
 		managers, workers int
 		measure           func(*bench, context.Context) error
+		prepare           func(nodes int) error // before any node is there
 	}{
-		{"create", 1, 2, (*bench).create},
-		{"sixty", 1, 2, (*bench).sixty},
-		{"leader", 3, 0, (*bench).leader},
-		{"power", 1, 2, (*bench).power},
-		{"size", 1, 1, (*bench).size},
+		{"create", 1, 2, (*bench).create, memoryRunDirs},
+		{"sixty", 1, 2, (*bench).sixty, memoryRunDirs},
+		{"leader", 3, 0, (*bench).leader, nil},
+		{"power", 1, 2, (*bench).power, nil},
+		{"size", 1, 1, (*bench).size, nil},
 	} {
 		if only != "" && !slices.Contains(wanted, part.name) {
 			continue
 		}
 		b := &bench{bin: bin, rounds: max(5, rounds)}
-		if err := b.inLab(ctx, part.managers, part.workers, part.measure); err != nil {
+		if err := b.inLab(ctx, part.managers, part.workers, part.prepare, part.measure); err != nil {
 			return fmt.Errorf("%s: %w", part.name, err)
 		}
 		b.print()
@@ -81,12 +84,17 @@ func run(ctx context.Context, bin string, rounds int, only string) error {
 }
 
 // inLab gives each part a cluster of its own, so that none inherits another's load.
-func (b *bench) inLab(ctx context.Context, managers, workers int, measure func(*bench, context.Context) error) error {
+func (b *bench) inLab(ctx context.Context, managers, workers int, prepare func(nodes int) error, measure func(*bench, context.Context) error) error {
 	l, err := lab.Open(lab.Config{Name: labName, Program: filepath.Join(b.bin, "swarm")})
 	if err != nil {
 		return err
 	}
 	defer l.Close()
+	if prepare != nil {
+		if err := prepare(managers + workers); err != nil {
+			return err
+		}
+	}
 	b.World = scenarios.NewWorld(l, filepath.Join(b.bin, "docker"))
 	err = b.Cluster(ctx, managers, workers)
 	if err == nil {
@@ -100,6 +108,21 @@ func (b *bench) inLab(ctx context.Context, managers, workers int, measure func(*
 	}
 	if err != nil {
 		return fmt.Errorf("%w\n%s", err, scenarios.Report(ctx, b.World))
+	}
+	return nil
+}
+
+// memoryRunDirs puts the nodes' run directories in memory, where /run is on a real machine: a file made on a disk's file system
+// takes up to half a millisecond of CPU. The bare loop's containerds are the same ones, so they gain too. Closing the lab undoes it.
+func memoryRunDirs(nodes int) error {
+	for i := range nodes {
+		dir := filepath.Join(lab.Root, labName, "n"+strconv.Itoa(i+1), "r")
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+		if err := syscall.Mount("bench", dir, "tmpfs", 0, "mode=0755"); err != nil {
+			return fmt.Errorf("mount memory on %s: %w", dir, err)
+		}
 	}
 	return nil
 }
