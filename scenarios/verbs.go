@@ -27,14 +27,16 @@ type verb func(t *teller, ctx context.Context, args []string) (output string, er
 func allVerbs() map[string]verb {
 	return map[string]verb{
 		// Machines and clusters.
-		"cluster": cluster, // MANAGERS+WORKERS: machines n1, n2, … made one cluster, all ready
-		"machine": machine, // NAME [FLAGS]: a new node whose agent runs, in no cluster
-		"join-as": joinAs,  // ROLE NODE…: with the right token
+		"cluster":            cluster,          // MANAGERS+WORKERS: machines n1, n2, … made one cluster, all ready
+		"machine":            machine,          // NAME [FLAGS]: a new node whose agent runs, in no cluster
+		"small-disk-machine": smallDiskMachine, // NAME MEGABYTES: … and whose data directory is no larger
+		"join-as":            joinAs,           // ROLE NODE…: with the right token
 
 		// What an operator types.
 		"on":     on,     // NODE COMMAND: swarm's (or docker's) command line against that node
 		"docker": docker, // COMMAND: docker's own command line
 		"http":   fetch,  // NODE:PORT[/PATH]: GET from outside the cluster
+		"api":    api,    // NODE METHOD PATH [BODY]: a request without any client's help; its output is status and body
 		"set":    set,    // NAME COMMAND: keep the output for later as $NAME
 
 		// What fate does. NODE may be "leader".
@@ -50,6 +52,13 @@ func allVerbs() map[string]verb {
 		"partition":   partition,                     // NODE… | NODE…: groups that cannot reach each other
 		"block":       block,                         // FROM TO: packets vanish in that direction alone
 		"heal":        heal,                          // all cables in, no partition
+		"occupy":      occupy,                        // NODE PORT: another program listens there
+		"vacate":      onNodes((*lab.Node).Vacate),   // NODE…: no more
+		"fill-disk":   onNodes((*lab.Node).FillDisk), // NODE…: to the last byte, of a small-disk-machine
+		"free-disk":   onNodes((*lab.Node).FreeDisk), // NODE…: it has room again
+		"damage":      damage,                        // NODE FILE: below the data directory of a stopped agent, in its middle
+		"write":       overwrite,                     // NODE FILE CONTENT: … instead of what it holds
+		"repair":      onNodes((*lab.Node).Repair),   // NODE…: files are again what they were before damage and write
 
 		// What must be true. Usually marked *.
 		"always":    always,    // DURATION COMMAND: true now and for so long
@@ -60,6 +69,7 @@ func allVerbs() map[string]verb {
 		"balanced":  balanced,  // SERVICE N: that many tasks run, and no node has two more than another
 		"remember":  remember,  // SERVICE: its running tasks, containers and pids
 		"unchanged": unchanged, // SERVICE: they are what was remembered, and those processes live
+		"alive":     alive,     // SERVICE: the processes that were remembered live, whether any agent says so or not
 		"whole-log": wholeLog,  // SERVICE N: each running task's log is line 1, line 2, … without a hole, at least N
 	}
 }
@@ -338,6 +348,9 @@ func FormatSpread(counts []int) string {
 	return strings.Trim(strings.ReplaceAll(fmt.Sprint(counts), " ", "/"), "[]")
 }
 
+// identityFormat is what is remembered of a task: its container and process.
+const identityFormat = "container %s pid %d"
+
 // identities of a service's running tasks: what must not change when only an agent dies.
 func identities(ctx context.Context, w *World, service string) (map[string]string, error) {
 	tasks, err := w.Running(ctx, service)
@@ -353,7 +366,7 @@ func identities(ctx context.Context, w *World, service string) (map[string]strin
 		if err := syscall.Kill(status.PID, 0); err != nil {
 			return nil, fmt.Errorf("process %d of task %s: %w", status.PID, task.ID, err)
 		}
-		found[task.ID] = fmt.Sprintf("container %.12s pid %d", status.ContainerID, status.PID)
+		found[task.ID] = fmt.Sprintf(identityFormat, status.ContainerID, status.PID)
 	}
 	return found, nil
 }
@@ -379,6 +392,24 @@ func unchanged(t *teller, ctx context.Context, args []string) (string, error) {
 		err = fmt.Errorf("tasks of %s were %v, are %v", args[0], t.memory[args[0]], found)
 	}
 	return "", err
+}
+
+// alive looks at the processes themselves, so it needs no manager.
+func alive(t *teller, _ context.Context, args []string) (string, error) {
+	if len(args) != 1 || len(t.memory[args[0]]) == 0 {
+		return "", wrongArguments("alive SERVICE, after remember SERVICE")
+	}
+	for task, what := range t.memory[args[0]] {
+		var container string
+		var pid int
+		if _, err := fmt.Sscanf(what, identityFormat, &container, &pid); err != nil {
+			return "", fmt.Errorf("what was remembered of task %s: %w", task, err)
+		}
+		if err := syscall.Kill(pid, 0); err != nil {
+			return "", fmt.Errorf("process %d of task %s: %w", pid, task, err)
+		}
+	}
+	return "", nil
 }
 
 func wholeLog(t *teller, ctx context.Context, args []string) (string, error) {

@@ -122,6 +122,7 @@ func (l *Lab) Close() error {
 	err := remove(l.cfg.Name)
 	for _, n := range l.nodes {
 		n.reap()
+		err = errors.Join(err, n.Vacate())
 	}
 	return errors.Join(err, l.Detach())
 }

@@ -36,6 +36,10 @@ type Node struct {
 	mu    sync.Mutex
 	agent *exec.Cmd
 	gone  chan struct{} // closed when agent has been reaped
+	// occupied are the sockets of Occupy.
+	occupied []net.Listener
+	// sane is what files held before Damage and Overwrite, by path.
+	sane map[string][]byte
 }
 
 // DataDir survives a loss of power; RunDir does not.
@@ -120,6 +124,15 @@ func (n *Node) arguments() []string {
 // awaitAnswer polls, because an agent has no other way to say that it serves.
 func (n *Node) awaitAnswer(ctx context.Context, agent *exec.Cmd, gone chan struct{}) error {
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: n.DialAPI}}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() { // The keeper may hold the socket of an agent that has ended: then no answer comes.
+		select {
+		case <-gone:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
 	for {
 		request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://swarm/_ping", nil)
 		if err != nil {
@@ -134,10 +147,13 @@ func (n *Node) awaitAnswer(ctx context.Context, agent *exec.Cmd, gone chan struc
 			err = fmt.Errorf("GET /_ping: %s", response.Status)
 		}
 		select {
-		case <-gone:
-			return fmt.Errorf("it ended: %v", agent.ProcessState)
 		case <-ctx.Done():
-			return fmt.Errorf("its API does not answer: %w", err)
+			select {
+			case <-gone:
+				return fmt.Errorf("it ended: %v", agent.ProcessState)
+			default:
+				return fmt.Errorf("its API does not answer: %w", err)
+			}
 		case <-time.After(pollEvery):
 		}
 	}
@@ -222,7 +238,7 @@ func (n *Node) PowerOff() error {
 		return fmt.Errorf("power off %s: %w", n.Name, err)
 	}
 	n.reap()
-	err := errors.Join(unmountBelow(n.Dir), removeControlGroups(lab, n.Name), os.RemoveAll(n.RunDir()))
+	err := errors.Join(unmountBelow(n.RunDir()), unmountBelow(n.DataDir()), removeControlGroups(lab, n.Name), os.RemoveAll(n.RunDir()))
 	if err != nil {
 		return fmt.Errorf("power off %s: %w", n.Name, err)
 	}

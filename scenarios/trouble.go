@@ -1,0 +1,86 @@
+package scenarios
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"swarm/scenarios/lab"
+)
+
+// answerBytesMax of an answer are shown.
+const answerBytesMax = 64 << 10
+
+func smallDiskMachine(t *teller, ctx context.Context, args []string) (string, error) {
+	if len(args) != 2 {
+		return "", wrongArguments("small-disk-machine NAME MEGABYTES")
+	}
+	megabytes, err := strconv.ParseInt(args[1], 10, 32)
+	if err != nil {
+		return "", err
+	}
+	n, err := t.Lab.Add(args[0])
+	if err == nil {
+		err = n.LimitDisk(megabytes << 20)
+	}
+	if err == nil {
+		err = n.Start(ctx)
+	}
+	return "", err
+}
+
+// api is no client's request but the story's own, so it can be wrong in ways in which no client is.
+// Any answer is a success: the story says which status it wants.
+func api(t *teller, ctx context.Context, args []string) (string, error) {
+	if len(args) < 3 || len(args) > 4 {
+		return "", wrongArguments("api NODE METHOD PATH [BODY]")
+	}
+	n, err := t.Find(ctx, args[0])
+	if err != nil {
+		return "", err
+	}
+	request, err := http.NewRequestWithContext(ctx, args[1], "http://swarm"+args[2], strings.NewReader(strings.Join(args[3:], "")))
+	if err != nil {
+		return "", err
+	}
+	transport := &http.Transport{DialContext: n.DialAPI, DisableKeepAlives: true}
+	response, err := transport.RoundTrip(request)
+	if err != nil {
+		return "", err
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(response.Body, answerBytesMax))
+	return fmt.Sprintf("%d %s", response.StatusCode, body), err
+}
+
+func occupy(t *teller, ctx context.Context, args []string) (string, error) {
+	if len(args) != 2 {
+		return "", wrongArguments("occupy NODE PORT")
+	}
+	return "", t.atNode(ctx, args[0], func(n *lab.Node) error { return n.Occupy(args[1]) })
+}
+
+func damage(t *teller, ctx context.Context, args []string) (string, error) {
+	if len(args) != 2 {
+		return "", wrongArguments("damage NODE FILE")
+	}
+	return "", t.atNode(ctx, args[0], func(n *lab.Node) error { return n.Damage(args[1]) })
+}
+
+func overwrite(t *teller, ctx context.Context, args []string) (string, error) {
+	if len(args) != 3 {
+		return "", wrongArguments("write NODE FILE CONTENT")
+	}
+	return "", t.atNode(ctx, args[0], func(n *lab.Node) error { return n.Overwrite(args[1], args[2]) })
+}
+
+func (t *teller) atNode(ctx context.Context, name string, do func(*lab.Node) error) error {
+	n, err := t.Find(ctx, name)
+	if err != nil {
+		return err
+	}
+	return do(n)
+}
