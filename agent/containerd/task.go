@@ -95,6 +95,10 @@ func (r *Runtime) startTask(ctx context.Context, id string, pid int) (int, error
 		return 0, err
 	}
 	if _, err := r.client.TaskService().Start(ctx, &tasks.StartRequest{ContainerID: id}); err != nil {
+		if s, stateErr := r.readState(id); stateErr == nil && s.Exit != nil {
+			// It ended at once, and whoever saw that first had its task deleted before the answer came.
+			return pid, nil
+		}
 		err = startError(errgrpc.ToNative(err))
 		if errdefs.IsUnavailable(err) || errdefs.IsDeadlineExceeded(err) || errdefs.IsCanceled(err) {
 			return 0, err // it may run: who starts it again finds out
