@@ -131,7 +131,9 @@ func (a *API) swarmInfo(status Status) swarm.Info {
 		info.Warnings = append(info.Warnings, warning)
 	}
 	if a.leaderlessFor(status.Store) > 0 {
-		info.Warnings = append(info.Warnings, textNoLeader)
+		info.Warnings = append(info.Warnings, noLeader(status.Store))
+	} else if fault := status.Store.DiskFault(); fault != "" {
+		info.Warnings = append(info.Warnings, fault)
 	} else if up < all {
 		info.Warnings = append(info.Warnings, strconv.Itoa(all-up)+" of "+strconv.Itoa(all)+" managers cannot be reached; `node ls` shows which")
 	}

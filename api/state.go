@@ -94,6 +94,14 @@ func (a *API) leaderlessFor(store *raftstore.Store) time.Duration {
 	return now.Sub(time.Unix(0, a.led.Load()))
 }
 
+// noLeader is the text that clients know, and this manager's disk if that is the reason.
+func noLeader(store *raftstore.Store) string {
+	if fault := store.DiskFault(); fault != "" {
+		return textNoLeader + " " + fault
+	}
+	return textNoLeader
+}
+
 // update commits a change, or fails at once when there has been no leader for leaderWait.
 func (a *API) update(ctx context.Context, change func(*raftstore.Tx) error) error {
 	store, err := a.manager()
@@ -101,13 +109,13 @@ func (a *API) update(ctx context.Context, change func(*raftstore.Tx) error) erro
 		return err
 	}
 	if a.leaderlessFor(store) >= leaderWait {
-		return unavailable(textNoLeader)
+		return unavailable(noLeader(store))
 	}
 	ctx, cancel := context.WithTimeout(ctx, writeWait)
 	defer cancel()
 	err = store.Update(ctx, change)
 	if errors.Is(err, context.DeadlineExceeded) || errdefs.IsDeadlineExceeded(err) {
-		return unavailable("no answer from the managers within " + writeWait.String() + ": the change may still be made, so look before you repeat it. " + textNoLeader)
+		return unavailable("no answer from the managers within " + writeWait.String() + ": the change may still be made, so look before you repeat it. " + noLeader(store))
 	}
 	return err
 }

@@ -265,9 +265,15 @@ func TestFullDiskOfTheOnlyManager(t *testing.T) {
 				t.Fatalf("got %v", err)
 			}
 			time.Sleep(2 * time.Second)
+			if fault := m.DiskFault(); !strings.Contains(fault, "no space left on device: free space") {
+				t.Fatalf("the fault is %q", fault)
+			}
 		}
 		full.Store(false)
 		c.update(m, createService("after"))
+		if fault := m.DiskFault(); fault != "" {
+			t.Fatalf("there is room again, but the fault is %q", fault)
+		}
 		c.kill(m)
 		m = c.start("n1", false)
 		c.leader(m)

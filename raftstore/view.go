@@ -99,6 +99,16 @@ func (s *Store) confirm() (uint64, error) {
 	return index, nil
 }
 
+// DiskFault is a sentence that says why this manager could not write its log the last time it tried, and what to do;
+// empty once it can again.
+func (s *Store) DiskFault() string {
+	fault := s.disk.log.faultSince(time.Time{})
+	if fault == nil {
+		return ""
+	}
+	return fmt.Sprintf("This manager cannot %v: free space on its disk.", fault)
+}
+
 // noLeader is the error of calls that need a leader; it counts who could take part in an election.
 func (s *Store) noLeader() error {
 	members := s.Members()
@@ -111,8 +121,8 @@ func (s *Store) noLeader() error {
 	// Many may wait for the same answer, which takes probeTimeout at most.
 	reachable, _ := s.reachable.do(context.Background(), func() (uint64, error) { return s.countReachable(members), nil })
 	text := fmt.Sprintf("%s (%d of %d managers can be reached from here, this one included.)", noLeaderText, reachable, voters)
-	if fault := s.disk.log.faultSince(time.Time{}); fault != nil {
-		text += fmt.Sprintf(" This manager cannot %v: free space on its disk.", fault)
+	if fault := s.DiskFault(); fault != "" {
+		text += " " + fault
 	}
 	return fmt.Errorf("%s%w", text, silent{errdefs.ErrUnavailable})
 }
