@@ -51,6 +51,29 @@ func TestDamagedFileIsNamed(t *testing.T) {
 	})
 }
 
+func TestProgressUpToTheStartIsWrittenWithIt(t *testing.T) {
+	inBubble(t, func(t *testing.T, l *lab) {
+		l.runtime.createTakes = time.Minute // long enough for every write that is asked for
+		synctest.Wait()
+		writes := -l.writes()
+		l.assign(false, [3]string{"t1", "sleep", "running"})
+		time.Sleep(time.Hour)
+		l.last()
+		l.want("t1 running started")
+		if writes += l.writes(); writes > 3 {
+			t.Errorf("%d writes; want at most those of the assignment, of STARTING and of RUNNING", writes)
+		}
+	})
+}
+
+// writes is how often the worker wrote its file.
+func (l *lab) writes() (n int) {
+	if err := l.worker.file.db.View(func(tx *bolt.Tx) error { n = tx.ID(); return nil }); err != nil {
+		l.t.Fatal(err)
+	}
+	return n
+}
+
 func TestNewerFileIsRefused(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "tasks.db")

@@ -23,9 +23,12 @@ func newJournal() journal {
 }
 
 func (j *journal) task(id string) {
-	j.tasks[id] = true
+	j.note(id)
 	j.wakeUp()
 }
+
+// note has a task written with whatever is written next: all that would be lost is done again at no harm.
+func (j *journal) note(id string) { j.tasks[id] = true }
 
 func (j *journal) wakeUp() { signal(j.wake) }
 
@@ -49,6 +52,10 @@ func (w *Worker) runJournal(stop <-chan struct{}) error {
 
 func (w *Worker) writeJournal() error {
 	w.mu.Lock()
+	select {
+	case <-w.journal.wake: // what it asks for is written now
+	default:
+	}
 	waiting := w.journal.waiting
 	w.journal.waiting = nil
 	c := changes{tasks: map[string]*record{}, specs: w.journal.specs}

@@ -218,7 +218,7 @@ func (w *Worker) pullImage(ctx context.Context, t *work) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	t.record.Digest = digest
-	w.journal.task(t.id)
+	w.journal.note(t.id)
 	return nil
 }
 

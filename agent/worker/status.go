@@ -104,7 +104,11 @@ func (w *Worker) report(t *work, s status) {
 		s.PID = old.PID
 	}
 	t.record.Status = s
-	w.journal.task(t.id)
+	w.journal.note(t.id)
+	// What comes before STARTING is on the way to it: each step of each task would cost the disk two syncs that the next one waits for.
+	if !task.Before(s.State, swarm.TaskStateStarting) {
+		w.journal.wakeUp()
+	}
 	w.log.Info("task state", "task", t.id, "service", t.record.ServiceID, "state", s.State, "message", s.Message, "error", s.Err)
 	if t.tellable() {
 		t.due = true
