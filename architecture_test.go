@@ -86,7 +86,7 @@ var pure = []struct{ pkg, not string }{
 }
 
 // httpServers are the only packages that may hold an http.Server: limits on headers, bodies and connections are kept there.
-var httpServers = []string{"api", "rpc", "scenarios/hello"}
+var httpServers = []string{"api", "rpc", "scenarios/hello", "scenarios/lab"}
 
 var emptyNames = []string{"util", "utils", "common", "helpers", "types", "internal", "testutil", "testutils", "misc", "base"}
 
