@@ -190,8 +190,12 @@ func (m *membership) status() api.Status {
 		s.State = swarm.LocalNodeStateError
 		s.Error = fmt.Sprintf("this node's certificate expired at %s: run \"swarm leave --force\", then join again", end.Format(time.RFC3339))
 	}
-	if mg := m.manager.Load(); mg != nil && mg.usable() {
-		s.Store = mg.store
+	if mg := m.manager.Load(); mg != nil {
+		if mg.usable() {
+			s.Store = mg.store
+		} else if fault := mg.store.DiskFault(); fault != "" {
+			s.Error = fault
+		}
 	}
 	if g := m.gossip.Load(); g != nil {
 		for _, member := range g.Members() {

@@ -67,8 +67,12 @@ func (d *disk) assemble(cfg Config, path string, log *sealedLog, closing <-chan 
 		log.LogStore = cfg.wrapLog(d.bolt)
 	}
 	d.log = log
-	d.stable = patientStable{StableStore: d.bolt, live: &log.live, closing: closing, warn: func(err error) {
-		cfg.Log.Error("raft's vote cannot be written; this manager waits", "file", path, "error", err)
+	d.stable = patientStable{StableStore: d.bolt, live: &log.live, closing: closing, report: func(err error) {
+		if err != nil {
+			cfg.Log.Error("raft's vote cannot be written; this manager waits", "file", path, "error", err)
+			err = fmt.Errorf("write its vote to the cluster log %s: %w", path, err)
+		}
+		log.setVoteFault(err)
 	}}
 	var err error
 	if d.cache, err = raft.NewLogCache(logCacheEntries, d.log); err != nil {

@@ -3,6 +3,7 @@ package raftstore
 import (
 	"bytes"
 	"context"
+	"errors"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -362,4 +363,38 @@ func check(t *testing.T, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// A manager that cannot vote waits, and says why until it can again.
+func TestVoteThatCannotBeWrittenIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var full atomic.Bool
+		log := &sealedLog{}
+		log.live.Store(true)
+		stable := patientStable{StableStore: fullStable{&full}, live: &log.live, report: log.setVoteFault}
+		full.Store(true)
+		written := make(chan error)
+		go func() { written <- stable.SetUint64([]byte("term"), 2) }()
+		synctest.Wait()
+		if fault := log.standingFault(); !errors.Is(fault, syscall.ENOSPC) {
+			t.Errorf("the fault is %v", fault)
+		}
+		full.Store(false)
+		if err := <-written; err != nil || log.standingFault() != nil {
+			t.Errorf("written with %v, the fault is %v", err, log.standingFault())
+		}
+	})
+}
+
+type fullStable struct{ full *atomic.Bool }
+
+func (s fullStable) Set([]byte, []byte) error         { return s.SetUint64(nil, 0) }
+func (s fullStable) Get([]byte) ([]byte, error)       { return nil, nil }
+func (s fullStable) GetUint64([]byte) (uint64, error) { return 0, nil }
+
+func (s fullStable) SetUint64([]byte, uint64) error {
+	if s.full.Load() {
+		return syscall.ENOSPC
+	}
+	return nil
 }

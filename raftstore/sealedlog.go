@@ -32,6 +32,8 @@ type sealedLog struct {
 	// fault is the last write that failed, nil after one that did not; faultAt is when.
 	fault   error
 	faultAt time.Time
+	// voteFault is why raft's term or vote cannot be written just now.
+	voteFault error
 }
 
 // place binds sealed data to its entry, so that entries cannot change places.
@@ -131,6 +133,22 @@ func (s *sealedLog) faultSince(t time.Time) error {
 	return s.fault
 }
 
+// standingFault is why this manager cannot write now, nil if it can.
+func (s *sealedLog) standingFault() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fault == nil {
+		return s.voteFault
+	}
+	return s.fault
+}
+
+func (s *sealedLog) setVoteFault(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.voteFault = err
+}
+
 // DeleteRange removes entries, at the front to compact and at the end to drop what a new leader does not have.
 func (s *sealedLog) DeleteRange(from, to uint64) error {
 	if err := s.LogStore.DeleteRange(from, to); err != nil {
@@ -182,7 +200,8 @@ type patientStable struct {
 	live *atomic.Bool
 	// closing ends the wait, and raft's goroutine with it: it must not go on with a vote that is not on disk.
 	closing <-chan struct{}
-	warn    func(error)
+	// report is told of every attempt, nil of one that went well.
+	report func(error)
 }
 
 func (s patientStable) Set(key, value []byte) error {
@@ -196,10 +215,10 @@ func (s patientStable) SetUint64(key []byte, value uint64) error {
 func (s patientStable) insist(write func() error) error {
 	for {
 		err := write()
+		s.report(err)
 		if err == nil || !s.live.Load() {
 			return err
 		}
-		s.warn(err)
 		select {
 		case <-time.After(stableRetry):
 		case <-s.closing:

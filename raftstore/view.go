@@ -102,7 +102,7 @@ func (s *Store) confirm() (uint64, error) {
 // DiskFault is a sentence that says why this manager could not write its log the last time it tried, and what to do;
 // empty once it can again.
 func (s *Store) DiskFault() string {
-	fault := s.disk.log.faultSince(time.Time{})
+	fault := s.disk.log.standingFault()
 	if fault == nil {
 		return ""
 	}
