@@ -86,7 +86,8 @@ func (i *Images) ingest(ctx context.Context, from io.Reader) (ocispec.Descriptor
 		if bounded.left <= 0 {
 			err = errTooLarge
 		}
-		if ctx.Err() != nil || errdefs.IsUnavailable(err) {
+		// Errors of these kinds come from containerd, for instance because the disk is full: the archive may be good.
+		if ctx.Err() != nil || errdefs.IsUnavailable(err) || errdefs.IsUnknown(err) || errdefs.IsInternal(err) {
 			return index, fmt.Errorf("load: %w", err)
 		}
 		return index, fmt.Errorf("not an image archive (docker save or OCI layout): %w: %w", err, errdefs.ErrInvalidArgument)
