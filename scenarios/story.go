@@ -29,7 +29,7 @@ const patience = 60 * time.Second
 //	image load < $HELLO            standard input from a file
 //	set token join-token -q worker keep the output for later: $token
 //
-// Words are split at blanks; "…" keeps blanks, '…' also keeps $. Verbs are listed in commands.go. Files of the txtar archive are
+// Words are split at blanks; "…" keeps blanks, '…' also keeps $. Verbs are listed in verbs.go. Files of the txtar archive are
 // unpacked into $WORK.
 type Story struct {
 	Name  string
