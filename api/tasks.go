@@ -1,8 +1,6 @@
 package api
 
 import (
-	"bytes"
-	"encoding/json"
 	"iter"
 	"net/http"
 	"strings"
@@ -163,22 +161,11 @@ func upToDate(state *raftstore.State) func(*raftstore.Task) bool {
 		same, seen := known[v]
 		if !seen {
 			now, then := state.Spec(service.ID, service.SpecVersion), state.Spec(service.ID, row.SpecVersion)
-			same = now != nil && then != nil && bytes.Equal(essence(*now), essence(*then))
+			same = now != nil && then != nil && spec.SameContainers(*now, *then)
 			known[v] = same
 		}
 		return same
 	}
-}
-
-// essence is what a running container depends on.
-func essence(s swarm.ServiceSpec) []byte {
-	t := spec.WithDefaults(s).TaskTemplate
-	t.Placement, t.RestartPolicy = nil, nil
-	encoded, err := json.Marshal(t)
-	if err != nil {
-		panic(err) // it came as JSON
-	}
-	return encoded
 }
 
 // renderTask makes an API task of a row and the spec that it shares with the others of its version.

@@ -219,23 +219,12 @@ func (s *scene) differs(version uint64) bool {
 		return d
 	}
 	old := s.specOf(version)
-	d := old == nil || !bytes.Equal(essence(*old), essence(*s.spec))
+	d := old == nil || !spec.SameContainers(*old, *s.spec)
 	if s.stale == nil {
 		s.stale = map[uint64]bool{}
 	}
 	s.stale[version] = d
 	return d
-}
-
-// essence is what a running container depends on.
-func essence(v swarm.ServiceSpec) []byte {
-	t := spec.WithDefaults(v).TaskTemplate
-	t.Placement, t.RestartPolicy = nil, nil
-	b, err := json.Marshal(t)
-	if err != nil {
-		panic(err) // specs came as JSON
-	}
-	return b
 }
 
 // create is a new task in a slot, for the scheduler to place.

@@ -3,6 +3,8 @@
 package spec
 
 import (
+	"bytes"
+	"encoding/json"
 	"time"
 
 	"github.com/moby/moby/api/types/swarm"
@@ -113,4 +115,18 @@ func HeartbeatPeriod(s swarm.Spec) time.Duration {
 		return s.Dispatcher.HeartbeatPeriod
 	}
 	return HeartbeatPeriodDefault
+}
+
+// SameContainers says whether tasks of one version of a service can stand for those of another: everything
+// that a running container depends on is the same. Placement and restart policy concern tasks to come only.
+func SameContainers(a, b swarm.ServiceSpec) bool { return bytes.Equal(essence(a), essence(b)) }
+
+func essence(s swarm.ServiceSpec) []byte {
+	t := WithDefaults(s).TaskTemplate
+	t.Placement, t.RestartPolicy = nil, nil
+	encoded, err := json.Marshal(t)
+	if err != nil {
+		panic(err) // specs came as JSON
+	}
+	return encoded
 }
