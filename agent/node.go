@@ -168,7 +168,7 @@ func (n *node) Leave(ctx context.Context, force bool) error {
 	if m == nil {
 		return errdefs.ErrUnavailable.WithMessage("This node is not part of a swarm")
 	}
-	if mg := m.manager.Load(); mg != nil && !force {
+	if mg := m.manager.Load(); mg != nil && mg.usable() && !force {
 		return errdefs.ErrUnavailable.WithMessage(leaveWarning(mg))
 	}
 	farewell, cancel := context.WithTimeout(ctx, farewellMax)
