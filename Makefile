@@ -15,8 +15,8 @@ GO_STATIC := CGO_ENABLED=0 go build -trimpath
 TOOL      := $(GO_STATIC) -modfile tools/go.mod -ldflags '-s -w'
 HELPERS   := bin/containerd bin/containerd-shim-runc-v2
 PROTOS    := $(wildcard rpc/*.proto raftstore/*.proto)
-# Packages with tests that need root or a real containerd, stories apart.
-ROOT_PACKAGES = $(shell grep -rl --include='*_test.go' SWARM_ROOT_TESTS . | grep -v '^./scenarios/' | xargs -r -n1 dirname | sort -u)
+# Packages with tests that need root or a real containerd; stories have a target of their own.
+ROOT_PACKAGES = $(shell grep -rl --include='*_test.go' SWARM_ROOT_TESTS . | xargs -r -n1 dirname | sort -u)
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
