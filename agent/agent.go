@@ -28,10 +28,8 @@ import (
 type Config struct {
 	DataDir, RunDir           string
 	ListenAddr, AdvertiseAddr string // of the node port; ListenAddr defaults to 0.0.0.0:2377
-	DataPathAddr              string
-	DataPathPort, GossipPort  int
+	GossipPort                int
 	Hostname, CgroupParent    string
-	Bpffs                     string
 	Containerd                string   // address of an existing containerd
 	NodeResources             []string // NanoCPUs=…, MemoryBytes=…
 	NodeLabels                []string // engine labels, key=value

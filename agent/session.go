@@ -81,17 +81,14 @@ func (m *membership) session(ctx context.Context, address string) (welcomed bool
 		return false, err
 	}
 	defer conn.Close()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	greeting := time.AfterFunc(welcomeMax, cancel)
-	// The stream outlives ctx by the farewell, so it has a context of its own.
+	// The stream outlives ctx by the farewell, so it has a context of its own. Until the welcome, a manager
+	// that does not answer and the end of ctx both end it.
 	streamCtx, endStream := context.WithCancel(context.WithoutCancel(ctx))
 	defer endStream()
-	stopGreeting := context.AfterFunc(ctx, func() {
-		if !welcomed {
-			endStream()
-		}
-	})
+	late := time.AfterFunc(welcomeMax, endStream)
+	defer late.Stop()
+	detach := context.AfterFunc(ctx, endStream)
+	defer detach()
 	stream, err := rpc.NewDispatcherClient(conn).Session(streamCtx)
 	if err != nil {
 		return false, err
@@ -101,10 +98,8 @@ func (m *membership) session(ctx context.Context, address string) (welcomed bool
 	if err != nil {
 		return false, err
 	}
-	greeting.Stop()
-	stopGreeting()
-	if ctx.Err() != nil {
-		return false, ctx.Err()
+	if !late.Stop() || !detach() {
+		return false, context.Canceled
 	}
 	m.log.Info("session begun", "manager", address)
 	m.takeGossipKey(welcome.GossipKey)
