@@ -44,12 +44,8 @@ var importTable = []row{
 	{"secrets/pki", "rpc", "certificates are shown to, and asked for by, rpc"},
 	{"scenarios", "scenarios/lab", "stories run the real binary from outside"},
 	{"scenarios/bench", "scenarios scenarios/lab", "measures the real binary in a lab"},
-	{"scenarios/bench", "scenarios scenarios/lab", "measures the real binary from outside"},
-	{"scenarios/demo", "scenarios scenarios/lab", "shows the main job in a lab that stays up"},
-	{"scenarios/lab", "", "a lab is machines and links; it knows no cluster"},
-	{"scenarios/bench", "scenarios scenarios/lab", "measures the real binary in a lab"},
-	{"scenarios/bench", "scenarios scenarios/lab", "measures the real binary from outside"},
 	{"scenarios/demo", "scenarios scenarios/lab", "the demo is a story that stays up"},
+	{"scenarios/lab", "", "a lab is machines and links; it knows no cluster"},
 	{"scenarios/hello", "", "the program inside the image that stories load"},
 	{"scenarios/hello/pack", "", "makes that image"},
 }
