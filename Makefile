@@ -78,10 +78,10 @@ scenarios: deps build ## stories: the real binary on nodes in network namespaces
 
 test: deps build check unit root-tests scenarios ## all of the above, what continuous integration runs; 20 minutes on two cores
 
-bench: deps build ## the figures, each with its target and a verdict
+bench: deps build ## the figures in one table, each with its target and a verdict; ONLY=part,… measures some
 	@[ "$$(id -u)" = 0 ] || { echo "bench needs root"; exit 1; }
 	@go test -c -o bin/bare.test ./agent/containerd
-	@go run ./scenarios/bench
+	@go run ./scenarios/bench $(if $(ONLY),-only $(ONLY))
 
 demo: deps build ## a three-node cluster in network namespaces does the main job, and stays up
 	@[ "$$(id -u)" = 0 ] || { echo "demo needs root"; exit 1; }

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -13,7 +14,6 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"text/tabwriter"
 	"time"
 
 	"swarm/scenarios"
@@ -30,7 +30,7 @@ const (
 func main() {
 	bin := flag.String("bin", "bin", "folder of swarm, containerd, hello.tar and bare.test")
 	rounds := flag.Int("rounds", 7, "repetitions of what is quick; at least 5")
-	only := flag.String("only", "", "parts to run, separated by commas: create, sixty, leader, power, size")
+	only := flag.String("only", "", "what to measure, separated by commas: leader, create, sixty, power, size, or a package or benchmark of the first lines")
 	flag.Parse()
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer cancel()
@@ -40,71 +40,83 @@ func main() {
 	}
 }
 
-// figure is one line of the table.
-type figure struct {
-	name, measured, target string
-	met                    bool
-}
-
+// bench is one part of the measurement, in a lab of its own.
 type bench struct {
 	*scenarios.World
-	bin     string
-	rounds  int
-	figures []figure
+	*table
+	bin    string
+	rounds int
 }
 
+// labPart measures figures on real agents.
+type labPart struct {
+	name              string
+	managers, workers int
+	measure           func(*bench, context.Context) error
+	prepare           func(nodes int) error // before any node is there
+}
+
+func labParts() []labPart {
+	return []labPart{
+		{"leader", 3, 0, (*bench).leader, nil},
+		{"create", 1, 2, (*bench).create, memoryRunDirs},
+		{"sixty", 1, 2, (*bench).sixty, memoryRunDirs},
+		{"power", 1, 2, (*bench).power, nil},
+		{"size", 1, 1, (*bench).size, nil},
+	}
+}
+
+// run measures what is wanted and prints one table in the end, also when some part broke: that is a line too.
 func run(ctx context.Context, bin string, rounds int, only string) error {
 	bin, err := filepath.Abs(bin)
 	if err != nil {
 		return err
 	}
-	wanted := strings.Split(only, ",")
-	for _, part := range []struct {
-		name              string
-		managers, workers int
-		measure           func(*bench, context.Context) error
-		prepare           func(nodes int) error // before any node is there
-	}{
-		{"create", 1, 2, (*bench).create, memoryRunDirs},
-		{"sixty", 1, 2, (*bench).sixty, memoryRunDirs},
-		{"leader", 3, 0, (*bench).leader, nil},
-		{"power", 1, 2, (*bench).power, nil},
-		{"size", 1, 1, (*bench).size, nil},
-	} {
-		if only != "" && !slices.Contains(wanted, part.name) {
+	wanted := func(names ...string) bool {
+		return only == "" || slices.ContainsFunc(strings.Split(only, ","), func(o string) bool { return slices.Contains(names, o) })
+	}
+	var t table
+	var faults []error
+	rows := slices.DeleteFunc(goRows(), func(r goRow) bool { return !wanted(r.pkg, filepath.Base(r.pkg), r.benchmark) })
+	faults = append(faults, goFigures(ctx, bin, rows, &t))
+	for _, part := range labParts() {
+		if !wanted(part.name) || ctx.Err() != nil {
 			continue
 		}
-		b := &bench{bin: bin, rounds: max(5, rounds)}
-		if err := b.inLab(ctx, part.managers, part.workers, part.prepare, part.measure); err != nil {
-			return fmt.Errorf("%s: %w", part.name, err)
+		fmt.Fprintf(os.Stderr, "(lab: %s)\n", part.name)
+		b := &bench{table: &t, bin: bin, rounds: max(5, rounds)}
+		if err := b.inLab(ctx, part); err != nil {
+			t.put(figure{name: part.name, verdict: failed})
+			faults = append(faults, fmt.Errorf("%s: %w", part.name, err))
 		}
-		b.print()
 	}
-	return nil
+	faults = append(faults, t.print(os.Stdout))
+	return errors.Join(faults...)
 }
 
 // inLab gives each part a cluster of its own, so that none inherits another's load.
-func (b *bench) inLab(ctx context.Context, managers, workers int, prepare func(nodes int) error, measure func(*bench, context.Context) error) error {
+func (b *bench) inLab(ctx context.Context, part labPart) error {
+	nodes := part.managers + part.workers
 	l, err := lab.Open(lab.Config{Name: labName, Program: filepath.Join(b.bin, "swarm")})
 	if err != nil {
 		return err
 	}
 	defer l.Close()
-	if prepare != nil {
-		if err := prepare(managers + workers); err != nil {
+	if part.prepare != nil {
+		if err := part.prepare(nodes); err != nil {
 			return err
 		}
 	}
 	b.World = scenarios.NewWorld(l, filepath.Join(b.bin, "docker"))
-	err = b.Cluster(ctx, managers, workers)
+	err = b.Cluster(ctx, part.managers, part.workers)
 	if err == nil {
-		err = b.until(ctx, func(ctx context.Context) bool { return b.readyNodes(ctx) == managers+workers })
+		err = b.until(ctx, func(ctx context.Context) bool { return b.readyNodes(ctx) == nodes })
 	}
 	if err == nil {
 		err = b.load(ctx)
 	}
 	if err == nil {
-		err = measure(b, ctx)
+		err = part.measure(b, ctx)
 	}
 	if err != nil {
 		return fmt.Errorf("%w\n%s", err, scenarios.Report(ctx, b.World))
@@ -213,25 +225,6 @@ func (b *bench) untilEvery(ctx context.Context, every time.Duration, holds func(
 		}
 	}
 	return nil
-}
-
-func (b *bench) add(name string, met bool, target, measured string, args ...any) {
-	b.figures = append(b.figures, figure{name: name, measured: fmt.Sprintf(measured, args...), target: target, met: met})
-}
-
-func (b *bench) print() {
-	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	for _, f := range b.figures {
-		verdict := "met"
-		if !f.met {
-			verdict = "MISSED"
-		}
-		if f.target == "" {
-			verdict = ""
-		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", f.name, f.measured, f.target, verdict)
-	}
-	w.Flush()
 }
 
 // quantile of measured times, 0 < q ≤ 1: the smallest value that a share of q does not exceed.
