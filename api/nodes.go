@@ -250,7 +250,7 @@ func checkRemoval(row *raftstore.Node, members map[string]raftstore.Member, forc
 	if _, member := members[row.ID]; member || row.Spec.Role == swarm.NodeRoleManager {
 		return refused("node %s is a cluster manager and is a member of the raft cluster. It must be demoted to worker before removal", row.ID)
 	}
-	if !force && row.Status.State == swarm.NodeStateReady {
+	if !force && row.Status.State != swarm.NodeStateDown {
 		return refused("node %s is not down and can't be removed", row.ID)
 	}
 	return nil

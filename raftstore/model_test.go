@@ -219,7 +219,7 @@ func drawRow(t *rapid.T) row {
 	case 1:
 		return &Node{Meta: meta, Role: swarm.NodeRoleWorker, Address: text.Draw(t, "address"),
 			Description: swarm.NodeDescription{Hostname: "h", Engine: swarm.EngineDescription{Labels: map[string]string{"a": "b"}}},
-			Session:     Session{Manager: "m", Connected: rapid.Bool().Draw(t, "connected"), Silence: time.Duration(rapid.Int64().Draw(t, "silence"))}}
+			Session:     Session{Manager: "m", Presence: Presence(text.Draw(t, "presence")), Since: drawTime(t), Silence: time.Duration(rapid.Int64().Draw(t, "silence"))}}
 	case 2:
 		s := &Service{Meta: meta, Name: text.Draw(t, "name"), SpecVersion: n.Draw(t, "version"), Removing: rapid.Bool().Draw(t, "removing")}
 		if rapid.Bool().Draw(t, "updating") {

@@ -52,17 +52,6 @@ type Node struct {
 	Session Session
 }
 
-// Session says which manager, if any, hears the node's agent.
-type Session struct {
-	// Manager is the id of the manager that serves the session, ID the session's own id.
-	Manager string
-	ID      string
-	// Connected is false once the stream broke or was silent too long; Silence is how long
-	// the node had been silent when that was written.
-	Connected bool
-	Silence   time.Duration
-}
-
 // Service is a declared service. Its spec lives in the specs table, once per version, shared with its tasks.
 type Service struct {
 	Meta

@@ -45,8 +45,11 @@ func (r *Node) wire(w *wire) {
 	w.string(10, &r.Address)
 	w.string(11, &r.Session.Manager)
 	w.string(12, &r.Session.ID)
-	w.bool(13, &r.Session.Connected)
+	// 13 was a flag that Presence says better.
 	w.duration(14, &r.Session.Silence)
+	w.string(15, (*string)(&r.Session.Presence))
+	w.string(16, &r.Session.Reason)
+	w.time(17, &r.Session.Since)
 }
 
 func (r *Service) wire(w *wire) {

@@ -977,7 +977,7 @@ func (x *Platform) GetArchitecture() string {
 
 type Goodbye struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"` // restart, shutdown or leave
+	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"` // restart, shutdown, leave or drain
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1590,9 +1590,10 @@ func (x *Roster) GetRemovedNodeIds() []string {
 type Member struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
-	Role          string                 `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`       // of its valid certificate: worker or manager
-	Address       string                 `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"` // host:port of its port
-	Voter         bool                   `protobuf:"varint,4,opt,name=voter,proto3" json:"voter,omitempty"`    // a manager that serves sessions and API calls
+	Role          string                 `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`         // of its valid certificate: worker or manager
+	Address       string                 `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`   // host:port of its port
+	Voter         bool                   `protobuf:"varint,4,opt,name=voter,proto3" json:"voter,omitempty"`      // a manager that serves sessions and API calls
+	Presence      string                 `protobuf:"bytes,5,opt,name=presence,proto3" json:"presence,omitempty"` // what the managers know of its agent: heard, announced, away, suspect, lost, down; empty if it never came
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1653,6 +1654,13 @@ func (x *Member) GetVoter() bool {
 		return x.Voter
 	}
 	return false
+}
+
+func (x *Member) GetPresence() string {
+	if x != nil {
+		return x.Presence
+	}
+	return ""
 }
 
 // NodeOrder is what the cluster wants this node itself to be.
@@ -1825,12 +1833,13 @@ const file_rpc_node_proto_rawDesc = "" +
 	"\x06Roster\x12\x12\n" +
 	"\x04full\x18\x01 \x01(\bR\x04full\x12.\n" +
 	"\amembers\x18\x02 \x03(\v2\x14.swarm.rpc.v1.MemberR\amembers\x12(\n" +
-	"\x10removed_node_ids\x18\x03 \x03(\tR\x0eremovedNodeIds\"e\n" +
+	"\x10removed_node_ids\x18\x03 \x03(\tR\x0eremovedNodeIds\"\x81\x01\n" +
 	"\x06Member\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x18\n" +
 	"\aaddress\x18\x03 \x01(\tR\aaddress\x12\x14\n" +
-	"\x05voter\x18\x04 \x01(\bR\x05voter\"]\n" +
+	"\x05voter\x18\x04 \x01(\bR\x05voter\x12\x1a\n" +
+	"\bpresence\x18\x05 \x01(\tR\bpresence\"]\n" +
 	"\tNodeOrder\x12\x12\n" +
 	"\x04role\x18\x01 \x01(\tR\x04role\x12\"\n" +
 	"\favailability\x18\x02 \x01(\tR\favailability\x12\x18\n" +

@@ -66,9 +66,9 @@ func (c *cluster) sorted() []*machine {
 	return c.ordered
 }
 
-// open says whether a node takes new tasks.
+// open says whether a node takes new tasks. One that announced that it restarts will be back in a moment.
 func open(n *raftstore.Node) bool {
-	return n.Status.State == swarm.NodeStateReady && n.Spec.Availability == swarm.NodeAvailabilityActive
+	return (n.Session.Heard() || n.Session.Presence == raftstore.PresenceAnnounced) && n.Spec.Availability == swarm.NodeAvailabilityActive
 }
 
 func factsOf(n *raftstore.Node) spec.Facts {

@@ -40,7 +40,8 @@ func TestServicesConvergeWhateverHappened(t *testing.T) {
 		}
 		w.failures = map[string]bool{}
 		for id, n := range w.nodes {
-			n.Status.State, n.Spec.Availability = swarm.NodeStateReady, swarm.NodeAvailabilityActive
+			n.Observe(raftstore.Session{Presence: raftstore.PresenceHeard})
+			n.Spec.Availability = swarm.NodeAvailabilityActive
 			w.stuck[id] = false
 		}
 		w.settleAll(2000)

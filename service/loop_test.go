@@ -65,7 +65,7 @@ func write(t testing.TB, store *raftstore.Store, change func(tx *raftstore.Tx)) 
 }
 
 func putNode(tx *raftstore.Tx, id string) {
-	n := raftstore.Node{Status: swarm.NodeStatus{State: swarm.NodeStateReady}, Spec: swarm.NodeSpec{Availability: swarm.NodeAvailabilityActive}}
+	n := raftstore.Node{Session: raftstore.Session{Presence: raftstore.PresenceHeard}, Spec: swarm.NodeSpec{Availability: swarm.NodeAvailabilityActive}}
 	n.ID = id
 	n.Description.Resources = swarm.Resources{NanoCPUs: 1e15, MemoryBytes: 1 << 50}
 	tx.PutNode(n)

@@ -197,7 +197,7 @@ func (w *world) update(change func(*swarm.ServiceSpec)) {
 
 // TestStories runs testdata/*.txt: commands with (indented) what the orchestrator then does. The stories of a file are apart by empty lines.
 //
-//	node n1 [down drain pause ready active zone=a cpu=2]   add or change a node          gone n1      remove one
+//	node n1 [heard announced away suspect lost down drain pause active zone=a cpu=2]   add or change a node          gone n1      remove one
 //	spec replicas=3 global image=v2 label=x …              change the spec               first …      the same without a new version
 //	plan        decide once, commit it                     agents       let agents act        stuck n1    its agent reports nothing
 //	settle      all of it, also time, until nothing is left (prints the end)
@@ -295,15 +295,16 @@ func (w *world) node(id string, words []string) {
 	if n == nil {
 		n = &raftstore.Node{}
 		n.ID = id
-		n.Status.State, n.Spec.Availability = swarm.NodeStateReady, swarm.NodeAvailabilityActive
+		n.Observe(raftstore.Session{Presence: raftstore.PresenceHeard})
+		n.Spec.Availability = swarm.NodeAvailabilityActive
 		n.Description.Resources.NanoCPUs = 1e12
 		w.nodes[id] = n
 	}
 	for _, word := range words {
 		key, value, _ := strings.Cut(word, "=")
 		switch key {
-		case "down", "ready", "unknown":
-			n.Status.State = swarm.NodeState(key)
+		case "down", "heard", "announced", "away", "suspect", "lost":
+			n.Observe(raftstore.Session{Presence: raftstore.Presence(key)})
 		case "drain", "pause", "active":
 			n.Spec.Availability = swarm.NodeAvailability(key)
 		case "cpu":

@@ -83,7 +83,7 @@ func TestBrokenStreamIsForgivenWithinTheGraceTime(t *testing.T) {
 		settled(0)
 		m.agents["n2"].kill()
 		settled(4900 * time.Millisecond)
-		if m.nodeState("n2") != swarm.NodeStateReady {
+		if m.nodeState("n2") == swarm.NodeStateDown {
 			t.Fatal("too early")
 		}
 		m.start("n2")
@@ -128,12 +128,12 @@ func TestSilenceOnAnOpenStreamCounts(t *testing.T) {
 		m.agents["n2"].silence(true)
 		settled(2600 * time.Millisecond)
 		n, _ := m.store.Local().Nodes.Get("n2")
-		if n.Session.Connected || n.Session.Silence < 2*time.Second || n.Status.State != swarm.NodeStateReady {
+		if n.Session.Presence != raftstore.PresenceSuspect || n.Session.Silence < 2*time.Second || n.Status.State != swarm.NodeStateUnknown {
 			t.Fatalf("after 2.6 s: %+v %s", n.Session, n.Status.State)
 		}
 		m.agents["n2"].silence(false)
 		settled(600 * time.Millisecond)
-		if n, _ := m.store.Local().Nodes.Get("n2"); !n.Session.Connected {
+		if n, _ := m.store.Local().Nodes.Get("n2"); !n.Session.Heard() {
 			t.Fatal("heard again, and not written")
 		}
 		m.agents["n2"].silence(true)
@@ -156,7 +156,7 @@ func TestGoodbyeToLeaveNeedsNoGraceTime(t *testing.T) {
 		}
 		m.agents["n1"].send(&rpc.AgentMessage{Kind: &rpc.AgentMessage_Goodbye{Goodbye: &rpc.Goodbye{Reason: "restart"}}})
 		settled(time.Second)
-		if m.nodeState("n1") != swarm.NodeStateReady {
+		if m.nodeState("n1") != swarm.NodeStateDisconnected {
 			t.Fatal("a restart has its grace time")
 		}
 	})
@@ -409,7 +409,7 @@ func TestNewerSessionReplacesTheOldOne(t *testing.T) {
 		m.start("n1")
 		<-over
 		settled(time.Minute)
-		if n, _ := m.store.Local().Nodes.Get("n1"); !n.Session.Connected || n.Status.State != swarm.NodeStateReady {
+		if n, _ := m.store.Local().Nodes.Get("n1"); !n.Session.Heard() || n.Status.State != swarm.NodeStateReady {
 			t.Fatalf("%+v", n)
 		}
 	})
@@ -520,11 +520,11 @@ func TestNodesOfALostManagerGetTwiceTheTime(t *testing.T) {
 		m.update(func(tx *raftstore.Tx) {
 			row, _ := tx.Nodes.Get("n2")
 			n := *row
-			n.Status.State, n.Session = swarm.NodeStateReady, raftstore.Session{Manager: "lost", ID: "s", Connected: true}
+			n.Observe(raftstore.Session{Manager: "lost", ID: "s", Presence: raftstore.PresenceHeard})
 			tx.PutObservedNode(n)
 		})
 		settled(9900 * time.Millisecond)
-		if m.nodeState("n2") != swarm.NodeStateReady {
+		if m.nodeState("n2") == swarm.NodeStateDown {
 			t.Fatal("too early: nobody was there to hear it")
 		}
 		settled(200 * time.Millisecond)

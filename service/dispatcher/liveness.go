@@ -11,9 +11,6 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 )
 
-// downMessage is the status text of a node that went down.
-const downMessage = "heartbeat failure"
-
 // RunLiveness writes nodes down after the grace time. Leader only: run it inside WhileLeader.
 func (d *Dispatcher) RunLiveness(ctx context.Context) error {
 	watch := d.cfg.Store.Watch()
@@ -115,7 +112,7 @@ func strangers(state *raftstore.State) (ids []string) {
 func (l *liveness) heard(state *raftstore.State, reachable map[string]bool) map[string]bool {
 	heard := map[string]bool{l.self: true}
 	for id, ok := range reachable {
-		if n, known := state.Nodes.Get(id); ok && known && n.Session.Connected {
+		if n, known := state.Nodes.Get(id); ok && known && n.Session.Heard() {
 			heard[id] = true
 		}
 	}
@@ -125,7 +122,7 @@ func (l *liveness) heard(state *raftstore.State, reachable map[string]bool) map[
 // judge decides whether a node is missing, and until when it may be.
 func (l *liveness) judge(n *raftstore.Node, grace time.Duration, now time.Time) {
 	managerHeard := l.managers[n.Session.Manager]
-	if n.Status.State == swarm.NodeStateDown || n.Session.Connected && managerHeard {
+	if n.Status.State == swarm.NodeStateDown || n.Session.Heard() && managerHeard {
 		delete(l.missing, n.ID)
 		return
 	}
@@ -180,8 +177,9 @@ func (d *Dispatcher) writeDown(ctx context.Context, due map[string]raftstore.Ses
 				continue
 			}
 			n := *row
-			n.Status.State, n.Status.Message = swarm.NodeStateDown, downMessage
-			n.Session.Connected = false
+			s := row.Session
+			s.Presence, s.Since = raftstore.PresenceDown, time.Now()
+			n.Observe(s)
 			tx.PutObservedNode(n)
 			down = append(down, id)
 		}
@@ -199,7 +197,7 @@ func (d *Dispatcher) writeDown(ctx context.Context, due map[string]raftstore.Ses
 	}
 	slices.Sort(down)
 	for _, id := range down {
-		d.log.Info("node state", "node", id, "state", swarm.NodeStateDown, "reason", downMessage)
+		d.log.Info("node state", "node", id, "state", swarm.NodeStateDown, "reason", "heartbeat failure")
 	}
 	return nil
 }

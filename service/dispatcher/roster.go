@@ -54,7 +54,7 @@ func (r *roster) update(state *raftstore.State, dirty raftstore.Dirty, also []st
 }
 
 func memberOf(n *raftstore.Node, voters map[string]bool) *rpc.Member {
-	return &rpc.Member{NodeId: n.ID, Role: string(n.Role), Address: n.Address, Voter: voters[n.ID]}
+	return &rpc.Member{NodeId: n.ID, Role: string(n.Role), Address: n.Address, Voter: voters[n.ID], Presence: string(n.Session.Presence)}
 }
 
 // set takes one member, nil for one that is gone. Called with mu held.

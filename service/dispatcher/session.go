@@ -213,8 +213,8 @@ func (s *session) writeConnected(ctx context.Context) error {
 		n := *row
 		n.Description, n.Address = s.description, s.address
 		host, _, _ := net.SplitHostPort(s.address)
-		n.Status = swarm.NodeStatus{State: swarm.NodeStateReady, Addr: host}
-		n.Session = raftstore.Session{Manager: s.d.cfg.NodeID, ID: s.id, Connected: true}
+		n.Status.Addr = host
+		n.Observe(raftstore.Session{Manager: s.d.cfg.NodeID, ID: s.id, Presence: raftstore.PresenceHeard, Since: time.Now()})
 		tx.PutObservedNode(n)
 		return nil
 	})
@@ -224,8 +224,8 @@ func (s *session) writeConnected(ctx context.Context) error {
 	return err
 }
 
-// writeSilent writes that the node is not heard, and since when, unless a newer session says otherwise.
-func (s *session) writeSilent(silence time.Duration) error {
+// writeAbsent writes what is known of a node that is not heard, unless a newer session says otherwise.
+func (s *session) writeAbsent(presence raftstore.Presence, reason string, silence time.Duration) error {
 	ctx, cancel := context.WithTimeout(s.d.runningContext(), writeTimeout)
 	defer cancel()
 	return s.d.cfg.Store.Update(ctx, func(tx *raftstore.Tx) error {
@@ -234,7 +234,9 @@ func (s *session) writeSilent(silence time.Duration) error {
 			return nil
 		}
 		n := *row
-		n.Session.Connected, n.Session.Silence = false, silence
+		n.Observe(raftstore.Session{
+			Manager: s.d.cfg.NodeID, ID: s.id, Presence: presence, Reason: reason, Silence: silence, Since: time.Now(),
+		})
 		tx.PutObservedNode(n)
 		return nil
 	})
@@ -279,7 +281,7 @@ func (s *session) isSilent(quiet time.Duration) {
 	if s.silent.Load() {
 		return
 	}
-	if err := s.writeSilent(quiet); err != nil {
+	if err := s.writeAbsent(raftstore.PresenceSuspect, "", quiet); err != nil {
 		s.d.log.Warn("silence of node not written, will retry", "node", s.nodeID, "err", err)
 		return
 	}
@@ -304,14 +306,17 @@ func (s *session) speaks() {
 
 // over writes how the session ended. A node that said that it leaves has no grace time.
 func (s *session) over(err error, goodbye string, grace time.Duration) error {
-	silence := s.quiet()
-	if goodbye == goodbyeLeave || goodbye == goodbyeShutdown {
-		silence = grace
+	silence, presence := s.quiet(), raftstore.PresenceSuspect
+	switch goodbye {
+	case goodbyeLeave, goodbyeShutdown:
+		silence, presence = grace, raftstore.PresenceAnnounced
+	case goodbyeRestart:
+		presence = raftstore.PresenceAnnounced
 	}
 	s.d.log.Info("session over", "node", s.nodeID, "goodbye", goodbye, "reason", err)
 	// A manager that lost the leader cannot write; the next leader counts the grace time itself.
 	if !s.replaced.Load() && s.d.runningContext().Err() == nil && !errdefs.IsUnavailable(err) {
-		if writeErr := s.writeSilent(silence); writeErr != nil {
+		if writeErr := s.writeAbsent(presence, goodbye, silence); writeErr != nil {
 			s.d.log.Warn("end of session not written, the leader will notice", "node", s.nodeID, "err", writeErr)
 		}
 	}
