@@ -20,6 +20,8 @@ import (
 const (
 	logFile    = "raft.db"
 	formatFile = "format"
+	// contactFile holds a note about the last contact with a leader.
+	contactFile = "contact"
 	// raftTermKey is where raft keeps its term.
 	raftTermKey = "CurrentTerm"
 	// diskFormat is the newest layout of the directory that this version reads and the one that it writes.
@@ -28,49 +30,98 @@ const (
 	lockWait = time.Second
 )
 
-// disk is a replica's directory: the log, raft's term and vote, snapshots.
+// bottom is what a replica's state lies on, below the seals: files in a directory, or a MemoryDisk.
+type bottom struct {
+	log       raft.LogStore
+	stable    raft.StableStore
+	snapshots raft.SnapshotStore
+	// where names the whole in errors, logPath and snapshotDir its parts.
+	where       string
+	logPath     string
+	snapshotDir string
+	// newest is the id of the newest snapshot, readable or not; empty without one.
+	newest func() (string, error)
+	// readContact and writeContact keep the note about the last contact with a leader.
+	readContact  func() ([]byte, error)
+	writeContact func([]byte) error
+	close        func() error
+}
+
+// disk is a replica's state on disk: the log, raft's term and vote, snapshots.
 type disk struct {
-	bolt      *raftboltdb.BoltStore
+	*bottom
 	log       *sealedLog
 	cache     raft.LogStore
 	stable    raft.StableStore
 	snapshots *sealedSnapshots
 }
 
-// openDisk checks all of the directory that raft is going to rely on, because raft itself panics over a damaged entry
+// openDisk checks all of the state on disk that raft is going to rely on, because raft itself panics over a damaged entry
 // and silently falls back to an older snapshot. It completes log, which knows how to stop the replica.
 func openDisk(cfg Config, log *sealedLog, closing <-chan struct{}) (*disk, error) {
+	var below *bottom
+	var err error
+	if cfg.Disk != nil {
+		below, err = openMemory(cfg.Disk, cfg.NodeID)
+	} else {
+		below, err = openFiles(cfg)
+	}
+	if err != nil {
+		return nil, err
+	}
+	d := &disk{bottom: below}
+	if err := d.assemble(cfg, log, closing); err != nil {
+		return nil, errors.Join(err, d.close())
+	}
+	return d, nil
+}
+
+// openFiles opens the state in the directory cfg.Dir.
+func openFiles(cfg Config) (*bottom, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the state directory: %w", err)
 	}
 	if err := checkFormat(cfg.Dir, cfg.NodeID); err != nil {
 		return nil, err
 	}
-	d := &disk{}
 	path := filepath.Join(cfg.Dir, logFile)
-	err := guarded(path, func() error { return walkBolt(path) })
+	if err := guarded(path, func() error { return walkBolt(path) }); err != nil {
+		return nil, err
+	}
+	bolt, err := openBolt(path, cfg.noSync)
 	if err != nil {
 		return nil, err
 	}
-	if d.bolt, err = openBolt(path, cfg.noSync); err != nil {
-		return nil, err
+	files, err := raft.NewFileSnapshotStoreWithLogger(cfg.Dir, snapshotsKept, raftLogger(cfg.Log))
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open snapshots in %s: %w", cfg.Dir, err), bolt.Close())
 	}
-	if err := d.assemble(cfg, path, log, closing); err != nil {
-		return nil, errors.Join(err, d.close())
-	}
-	return d, nil
+	snapshots, contact := filepath.Join(cfg.Dir, "snapshots"), filepath.Join(cfg.Dir, contactFile)
+	return &bottom{
+		log: bolt, stable: bolt, snapshots: files, where: cfg.Dir, logPath: path, snapshotDir: snapshots,
+		newest: func() (string, error) { return newestSnapshot(snapshots) },
+		readContact: func() ([]byte, error) {
+			content, err := os.ReadFile(contact)
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil, nil
+			}
+			return content, err
+		},
+		writeContact: func(content []byte) error { return replaceFile(contact, content) },
+		close:        bolt.Close,
+	}, nil
 }
 
-func (d *disk) assemble(cfg Config, path string, log *sealedLog, closing <-chan struct{}) error {
-	log.LogStore, log.path, log.sealer = d.bolt, path, cfg.Sealer
+func (d *disk) assemble(cfg Config, log *sealedLog, closing <-chan struct{}) error {
+	log.LogStore, log.path, log.sealer = d.bottom.log, d.logPath, cfg.Sealer
 	if cfg.wrapLog != nil {
-		log.LogStore = cfg.wrapLog(d.bolt)
+		log.LogStore = cfg.wrapLog(log.LogStore)
 	}
 	d.log = log
-	d.stable = patientStable{StableStore: d.bolt, live: &log.live, closing: closing, report: func(err error) {
+	d.stable = patientStable{StableStore: d.bottom.stable, live: &log.live, closing: closing, report: func(err error) {
 		if err != nil {
-			cfg.Log.Error("raft's vote cannot be written; this manager waits", "file", path, "error", err)
-			err = fmt.Errorf("write its vote to the cluster log %s: %w", path, err)
+			cfg.Log.Error("raft's vote cannot be written; this manager waits", "file", d.logPath, "error", err)
+			err = fmt.Errorf("write its vote to the cluster log %s: %w", d.logPath, err)
 		}
 		log.setVoteFault(err)
 	}}
@@ -78,16 +129,12 @@ func (d *disk) assemble(cfg Config, path string, log *sealedLog, closing <-chan 
 	if d.cache, err = raft.NewLogCache(logCacheEntries, d.log); err != nil {
 		return err
 	}
-	files, err := raft.NewFileSnapshotStoreWithLogger(cfg.Dir, snapshotsKept, raftLogger(cfg.Log))
-	if err != nil {
-		return fmt.Errorf("open snapshots in %s: %w", cfg.Dir, err)
-	}
-	d.snapshots = &sealedSnapshots{SnapshotStore: files, sealer: cfg.Sealer, dir: filepath.Join(cfg.Dir, "snapshots")}
+	d.snapshots = &sealedSnapshots{SnapshotStore: d.bottom.snapshots, sealer: cfg.Sealer, dir: d.snapshotDir}
 	covered, err := d.checkSnapshots()
 	if err != nil {
 		return err
 	}
-	return guarded(path, func() error { return d.checkLog(covered) })
+	return guarded(d.logPath, func() error { return d.checkLog(covered) })
 }
 
 // walkBolt visits every page of the log before it is opened for writing: that opening reads them too, but in a goroutine
@@ -155,7 +202,7 @@ func checkFormat(dir, nodeID string) error {
 		if _, err := os.Stat(filepath.Join(dir, logFile)); err == nil {
 			return fmt.Errorf("%s has a cluster log but no file %q. Nothing was changed. %s", dir, formatFile, rejoinAdvice)
 		}
-		return writeFormat(dir, path, nodeID)
+		return replaceFile(path, fmt.Appendf(nil, "swarm state %d\nnode %s\n", diskFormat, nodeID))
 	}
 	if err != nil {
 		return fmt.Errorf("read %s: %w", path, err)
@@ -174,19 +221,20 @@ func checkFormat(dir, nodeID string) error {
 	return nil
 }
 
-func writeFormat(dir, path, nodeID string) error {
+// replaceFile writes a file so that after a crash it has the old content or the new one.
+func replaceFile(path string, content []byte) error {
 	temporary := path + ".new"
 	file, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
-	_, err = fmt.Fprintf(file, "swarm state %d\nnode %s\n", diskFormat, nodeID)
+	_, err = file.Write(content)
 	err = errors.Join(err, file.Sync(), file.Close())
 	if err == nil {
 		err = os.Rename(temporary, path)
 	}
 	if err == nil {
-		err = syncDir(dir)
+		err = syncDir(filepath.Dir(path))
 	}
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
@@ -202,13 +250,12 @@ func syncDir(dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// checkSnapshots reads the newest snapshot in full and returns the index that it covers, 0 without one.
-func (d *disk) checkSnapshots() (covered uint64, err error) {
-	entries, err := os.ReadDir(d.snapshots.dir)
+// newestSnapshot finds the newest snapshot of a directory; raft's own list leaves out what it cannot read.
+func newestSnapshot(dir string) (newest string, err error) {
+	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return 0, fmt.Errorf("list snapshots: %w", err)
+		return "", fmt.Errorf("list snapshots: %w", err)
 	}
-	newest := ""
 	var newestTerm, newestIndex, newestTime uint64
 	for _, e := range entries {
 		var term, index, at uint64
@@ -220,13 +267,20 @@ func (d *disk) checkSnapshots() (covered uint64, err error) {
 			newest, newestTerm, newestIndex, newestTime = e.Name(), term, index, at
 		}
 	}
-	if newest == "" {
-		return 0, nil
+	return newest, nil
+}
+
+// checkSnapshots reads the newest snapshot in full and returns the index that it covers, 0 without one.
+func (d *disk) checkSnapshots() (covered uint64, err error) {
+	newest, err := d.newest()
+	if err != nil || newest == "" {
+		return 0, err
 	}
 	meta, plain, err := d.snapshots.Open(newest)
 	if err != nil {
 		return 0, err
 	}
+	d.snapshots.note(SnapshotStats{Index: meta.Index, SizeBytes: meta.Size, Time: time.Now()})
 	return meta.Index, plain.Close()
 }
 
@@ -281,5 +335,3 @@ func (d *disk) hasCluster() (bool, error) {
 	}
 	return false, d.stable.SetUint64([]byte(raftTermKey), 0)
 }
-
-func (d *disk) close() error { return d.bolt.Close() }

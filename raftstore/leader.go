@@ -99,6 +99,9 @@ func (s *Store) noteLeader(id string) {
 		s.leaderSeen = id
 		close(s.leaderMoved)
 		s.leaderMoved = make(chan struct{})
+		if id != "" {
+			s.counters.leaderChanges.Add(1)
+		}
 	}
 	if id != "" {
 		s.leaderless = time.Time{}
@@ -112,6 +115,15 @@ func (s *Store) LeaderlessSince() time.Time {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.leaderless
+}
+
+// leaderlessFor is how long there has been no leader, 0 while there is one.
+func (s *Store) leaderlessFor() time.Duration {
+	since := s.LeaderlessSince()
+	if since.IsZero() {
+		return 0
+	}
+	return time.Since(since)
 }
 
 // askLeader is the context of one question to the manager that leads now. It ends with that manager's leadership, because one that

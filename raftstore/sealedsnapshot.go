@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"sync"
+	"time"
 
 	"github.com/hashicorp/raft"
 )
@@ -26,6 +28,22 @@ type sealedSnapshots struct {
 	sealer Sealer
 	// dir is where the snapshots are, named in errors.
 	dir string
+
+	mu sync.Mutex // guards:
+	// newest describes the newest snapshot.
+	newest SnapshotStats
+}
+
+func (s *sealedSnapshots) stats() SnapshotStats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.newest
+}
+
+func (s *sealedSnapshots) note(newest SnapshotStats) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.newest = newest
 }
 
 // Create begins a snapshot.
@@ -37,7 +55,7 @@ func (s *sealedSnapshots) Create(version raft.SnapshotVersion, index, term uint6
 		return nil, fmt.Errorf("create snapshot in %s: %w", s.dir, err)
 	}
 	context := snapshotContext(index, term, configuration, configurationIndex)
-	return &sealedSink{SnapshotSink: sink, chunks: chunks{sealer: s.sealer, context: context}}, nil
+	return &sealedSink{SnapshotSink: sink, chunks: chunks{sealer: s.sealer, context: context}, of: s, index: index, began: time.Now()}, nil
 }
 
 // snapshotContext also covers the membership, which lies in plain text beside the sealed state.
@@ -100,8 +118,13 @@ func (c *chunks) place(last bool) []byte {
 type sealedSink struct {
 	raft.SnapshotSink
 	chunks
-	plain  []byte
-	closed bool
+	of    *sealedSnapshots
+	index uint64
+	began time.Time
+	// sizeBytes is what was written so far, sealed.
+	sizeBytes int64
+	plain     []byte
+	closed    bool
 }
 
 func (s *sealedSink) Write(p []byte) (int, error) {
@@ -126,7 +149,8 @@ func (s *sealedSink) flush(plain []byte, last bool) error {
 	if last {
 		header[0] = 1
 	}
-	_, err = s.SnapshotSink.Write(append(binary.BigEndian.AppendUint32(header, uint32(len(sealed))), sealed...))
+	n, err := s.SnapshotSink.Write(append(binary.BigEndian.AppendUint32(header, uint32(len(sealed))), sealed...))
+	s.sizeBytes += int64(n)
 	return err
 }
 
@@ -139,7 +163,11 @@ func (s *sealedSink) Close() error {
 	if err := s.flush(s.plain, true); err != nil {
 		return errors.Join(err, s.SnapshotSink.Cancel())
 	}
-	return s.SnapshotSink.Close()
+	if err := s.SnapshotSink.Close(); err != nil {
+		return err
+	}
+	s.of.note(SnapshotStats{Index: s.index, SizeBytes: s.sizeBytes, Time: time.Now(), Took: time.Since(s.began)})
+	return nil
 }
 
 // Cancel drops the snapshot.

@@ -36,8 +36,10 @@ type Config struct {
 	NodeID string
 	// Address is the host:port at which other managers dial this node.
 	Address string
-	// Dir holds the sealed log and snapshots.
-	Dir    string
+	// Dir holds the sealed log and snapshots; with a Disk it only names them.
+	Dir string
+	// Disk is for simulations: it takes the place of the files below Dir.
+	Disk   *MemoryDisk
 	Sealer Sealer
 	Peers  Peers
 	// Listener accepts raft streams, already authenticated; Dial opens one. The store closes Listener when it ends.
@@ -146,6 +148,7 @@ type Store struct {
 	// background waits for the store's own goroutines.
 	background sync.WaitGroup
 	futures    *futures
+	counters   counters
 
 	mu sync.Mutex // guards:
 	// lead is the leadership that is ready for use, nil without one; leadChanged is closed and replaced when it changes.

@@ -156,6 +156,7 @@ type table interface {
 	put(r row) (old row)
 	remove(id string) (old row)
 	scan(yield func(row) bool)
+	length() int
 }
 
 func (t *Table[R]) kind() string { return t.layout.kind }
@@ -167,6 +168,8 @@ func (t *Table[R]) get(id string) row {
 	}
 	return nil
 }
+
+func (t *Table[R]) length() int { return t.Len() }
 
 func (t *Table[R]) put(r row) row {
 	t.touched = true

@@ -12,6 +12,8 @@ import (
 const (
 	// viewTimeout bounds one linearizable read for all who share it.
 	viewTimeout = 10 * time.Second
+	// staleAfter is how long reads wait for a leader before they are answered from the replica.
+	staleAfter = time.Second
 	// probeTimeout bounds how long another manager may take to accept a stream to count as reachable.
 	probeTimeout = 300 * time.Millisecond
 )
@@ -39,6 +41,21 @@ func (s *Store) View(ctx context.Context) (*State, error) {
 		return nil, err
 	}
 	return s.Local(), nil
+}
+
+// ViewOrStale is View, or, when there has been no leader for staleAfter, this replica's state; leaderless then says for how long.
+// It waits for a leader no longer than that.
+func (s *Store) ViewOrStale(ctx context.Context) (state *State, leaderless time.Duration, err error) {
+	if leaderless = s.leaderlessFor(); leaderless >= staleAfter {
+		return s.Local(), leaderless, nil
+	}
+	attempt, cancel := context.WithTimeout(ctx, viewTimeout)
+	defer cancel()
+	state, err = s.View(attempt)
+	if leaderless = s.leaderlessFor(); err != nil && ctx.Err() == nil && leaderless >= staleAfter {
+		return s.Local(), leaderless, nil
+	}
+	return state, 0, err
 }
 
 // readIndex asks the leader, whoever it is.
