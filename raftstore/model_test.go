@@ -31,9 +31,10 @@ func TestTableBehavesLikeAMap(t *testing.T) {
 		last := &State{}
 		id := rapid.SampledFrom(strings.Split("a b c d e f aa ab", " "))
 		key := rapid.SampledFrom([]string{"", "x", "y"})
+		state := rapid.SampledFrom([]swarm.TaskState{"", swarm.TaskStateRunning, swarm.TaskStateFailed})
 		t.Repeat(map[string]func(*rapid.T){
 			"put": func(t *rapid.T) {
-				r := Task{Meta: Meta{ID: id.Draw(t, "id")}, ServiceID: key.Draw(t, "service"), NodeID: key.Draw(t, "node")}
+				r := Task{Meta: Meta{ID: id.Draw(t, "id")}, ServiceID: key.Draw(t, "service"), NodeID: key.Draw(t, "node"), Status: TaskStatus{State: state.Draw(t, "state")}}
 				model[r.ID] = r
 				s.Tasks.put(&r)
 			},
@@ -85,6 +86,15 @@ func compare(t *rapid.T, s *State, model map[string]Task) {
 		}
 		if got := ids(s.TasksOn(key)); got != strings.Join(on, " ") {
 			t.Fatalf("on %s: %s, want %s", key, got, on)
+		}
+	}
+	counts := map[swarm.TaskState]int{}
+	for _, r := range model {
+		counts[r.Status.State]++
+	}
+	for _, state := range taskStates() {
+		if got := s.TasksInState(state); got != counts[state] {
+			t.Fatalf("%d tasks in state %q, want %d", got, state, counts[state])
 		}
 	}
 	for id, want := range model {

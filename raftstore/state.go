@@ -57,6 +57,10 @@ func newState() *State {
 		Specs: newTable(&layout[*Spec]{kind: "spec"}),
 		Tasks: newTable(&layout[*Task]{
 			kind: "task",
+			class: func(r *Task) int {
+				number, _ := taskStateNumber(r.Status.State)
+				return int(number)
+			},
 			indexes: []index[*Task]{
 				tasksByService: {
 					key:   func(r *Task) string { return r.ServiceID },
@@ -149,6 +153,15 @@ func (s *State) TasksOf(serviceID string) iter.Seq[*Task] {
 	return s.Tasks.with(tasksByService, serviceID)
 }
 func (s *State) TasksOn(nodeID string) iter.Seq[*Task] { return s.Tasks.with(tasksByNode, nodeID) }
+
+// TasksInState is how many tasks were last observed in a state. It costs nothing, however many there are.
+func (s *State) TasksInState(state swarm.TaskState) int {
+	number, ok := taskStateNumber(state)
+	if !ok {
+		return 0
+	}
+	return s.Tasks.tally[number]
+}
 
 // Spec is the spec of a service at a version; nil when there is none.
 func (s *State) Spec(serviceID string, version uint64) *swarm.ServiceSpec {

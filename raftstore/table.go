@@ -20,7 +20,12 @@ type Table[R row] struct {
 	live bool
 	// touched says that live trees were written since they were last published.
 	touched bool
+	// tally counts the rows of each class.
+	tally [classesMax]int
 }
+
+// classesMax bounds the classes by which rows of one kind are counted.
+const classesMax = 16
 
 // layout says how a kind of rows is found.
 type layout[R row] struct {
@@ -29,6 +34,8 @@ type layout[R row] struct {
 	// name is what Find compares after the id; nil when rows have no name.
 	name    func(R) string
 	indexes []index[R]
+	// class, below classesMax, is what rows are counted by; nil for those that nobody counts.
+	class func(R) int
 }
 
 // index orders rows by a key that several may share.
@@ -54,7 +61,7 @@ func newTable[R row](l *layout[R]) Table[R] {
 
 // fork returns an independent table with the same rows. Forks of one table must not run at the same time; reads may.
 func (t *Table[R]) fork(live bool) Table[R] {
-	f := Table[R]{layout: t.layout, rows: t.rows.Copy(), live: live}
+	f := Table[R]{layout: t.layout, rows: t.rows.Copy(), live: live, tally: t.tally}
 	for _, x := range t.indexes {
 		f.indexes = append(f.indexes, x.Copy())
 	}
@@ -175,6 +182,10 @@ func (t *Table[R]) put(r row) row {
 	t.touched = true
 	typed := r.(R)
 	old, replaced := t.rows.Set(r.meta().ID, typed)
+	if replaced {
+		t.count(old, -1)
+	}
+	t.count(typed, 1)
 	for i, x := range t.layout.indexes {
 		if replaced && x.key(old) != x.key(typed) {
 			t.indexes[i].Delete(old)
@@ -193,10 +204,17 @@ func (t *Table[R]) remove(id string) row {
 		return nil
 	}
 	t.touched = true
+	t.count(old, -1)
 	for _, x := range t.indexes {
 		x.Delete(old)
 	}
 	return old
+}
+
+func (t *Table[R]) count(r R, by int) {
+	if t.layout.class != nil {
+		t.tally[t.layout.class(r)] += by
+	}
 }
 
 func (t *Table[R]) scan(yield func(row) bool) {
