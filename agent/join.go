@@ -89,7 +89,7 @@ func (n *node) Join(ctx context.Context, r swarm.JoinRequest) error {
 	if err != nil {
 		return err
 	}
-	admission, err := requestAdmission(ctx, r)
+	admission, err := requestAdmission(ctx, n.edges.Network, r)
 	if err != nil {
 		return err
 	}
@@ -161,11 +161,11 @@ type admission struct {
 
 // requestAdmission asks the given managers in turn. A refusal of the token is final; an address that
 // does not answer only counts if no other does.
-func requestAdmission(ctx context.Context, r swarm.JoinRequest) (admission, error) {
+func requestAdmission(ctx context.Context, network rpc.Network, r swarm.JoinRequest) (admission, error) {
 	var failures error
 	for _, address := range r.RemoteAddrs {
 		host, port := splitPort(address)
-		a, err := requestAdmissionFrom(ctx, net.JoinHostPort(host, port), r)
+		a, err := requestAdmissionFrom(ctx, network, net.JoinHostPort(host, port), r)
 		if err == nil {
 			return a, nil
 		}
@@ -177,10 +177,10 @@ func requestAdmission(ctx context.Context, r swarm.JoinRequest) (admission, erro
 	return admission{}, failures
 }
 
-func requestAdmissionFrom(ctx context.Context, address string, r swarm.JoinRequest) (admission, error) {
+func requestAdmissionFrom(ctx context.Context, network rpc.Network, address string, r swarm.JoinRequest) (admission, error) {
 	ctx, cancel := context.WithTimeout(ctx, joinWaitMax)
 	defer cancel()
-	rootPEM, err := fetchRoot(ctx, address)
+	rootPEM, err := fetchRoot(ctx, network, address)
 	if err != nil {
 		return admission{}, fmt.Errorf("join at %s: %w", address, err)
 	}
@@ -189,7 +189,7 @@ func requestAdmissionFrom(ctx context.Context, address string, r swarm.JoinReque
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(rootPEM)
-	conn, err := rpc.Join(rpc.Kernel{}, address, roots)
+	conn, err := rpc.Join(network, address, roots)
 	if err != nil {
 		return admission{}, err
 	}
@@ -211,8 +211,8 @@ func requestAdmissionFrom(ctx context.Context, address string, r swarm.JoinReque
 	return admission{answer, keyPEM}, nil
 }
 
-func fetchRoot(ctx context.Context, address string) ([]byte, error) {
-	conn, err := rpc.Join(rpc.Kernel{}, address, nil)
+func fetchRoot(ctx context.Context, network rpc.Network, address string) ([]byte, error) {
+	conn, err := rpc.Join(network, address, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -39,17 +39,17 @@ func (m *membership) manage(ctx context.Context, server *rpc.Server) error {
 	}
 	peers := newRaftPeers(m.dialer)
 	defer peers.Close()
-	store, err := raftstore.Open(raftstore.Config{
-		NodeID:    rec.NodeID,
-		Address:   rec.AdvertiseAddr,
-		Dir:       m.node.raftDir(),
-		Sealer:    sealer,
-		Peers:     peers,
-		Listener:  server.Raft(),
-		Dial:      m.dialer.Raft,
-		Bootstrap: m.founding != nil,
-		Log:       m.node.rootLog,
-	})
+	config := m.node.edges.Store
+	config.NodeID = rec.NodeID
+	config.Address = rec.AdvertiseAddr
+	config.Dir = m.node.raftDir()
+	config.Sealer = sealer
+	config.Peers = peers
+	config.Listener = server.Raft()
+	config.Dial = m.dialer.Raft
+	config.Bootstrap = m.founding != nil
+	config.Log = m.node.rootLog
+	store, err := raftstore.Open(config)
 	if err != nil {
 		return err
 	}

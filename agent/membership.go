@@ -70,7 +70,7 @@ type membership struct {
 }
 
 func newMembership(n *node, r record, identity *pki.Identity, f *founding) *membership {
-	dialer := &rpc.Dialer{Network: rpc.Kernel{}, Identity: identity}
+	dialer := &rpc.Dialer{Network: n.edges.Network, Identity: identity}
 	leaving, leave := context.WithCancel(context.Background())
 	m := &membership{
 		node:        n,
@@ -99,7 +99,7 @@ func newMembership(n *node, r record, identity *pki.Identity, f *founding) *memb
 // run lives until ctx ends or something that the node cannot be without breaks.
 func (m *membership) run(ctx context.Context) error {
 	rec := m.currentRecord()
-	listener, err := m.node.keeper.Listen(ctx, "tcp", rec.ListenAddr, 0, 0)
+	listener, err := m.node.edges.Sockets.Listen(ctx, "tcp", rec.ListenAddr)
 	if err != nil {
 		return fmt.Errorf("open the node port %s: %w", rec.ListenAddr, err)
 	}
@@ -386,6 +386,7 @@ func (m *membership) runGossip(ctx context.Context) error {
 		AdvertiseAddr: advertise,
 		Port:          m.node.cfg.GossipPort,
 		Key:           key,
+		Network:       m.node.edges.Network,
 		Log:           m.node.rootLog,
 	})
 	if err != nil {

@@ -10,9 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"swarm/agent/containerd"
-	"swarm/agent/images"
-	"swarm/agent/keeper"
 	"swarm/agent/worker"
 	"swarm/api"
 	"swarm/secrets/pki"
@@ -33,11 +30,9 @@ const (
 // node is this machine: at most one membership at a time, and what lives as long as the agent.
 type node struct {
 	cfg          Config
+	edges        Edges
 	log, rootLog *slog.Logger
-	description  swarm.NodeDescription
-	keeper       *keeper.Client
-	runtime      *containerd.Runtime
-	images       *images.Images
+	images       Images
 	worker       *worker.Worker
 	api          *api.API
 
@@ -66,7 +61,7 @@ func (n *node) id() string {
 }
 
 // Description is what this node reports of itself.
-func (n *node) Description() swarm.NodeDescription { return n.description }
+func (n *node) Description() swarm.NodeDescription { return n.edges.Description }
 
 // Status says where this node stands.
 func (n *node) Status() api.Status {
@@ -187,7 +182,7 @@ func (n *node) abandon(ctx context.Context, m *membership, why string) error {
 	}
 	err := errors.Join(
 		n.worker.Clear(ctx),
-		n.keeper.Release(ctx, "tcp", m.record.ListenAddr),
+		n.edges.Sockets.Release(ctx, "tcp", m.record.ListenAddr),
 		n.forget(),
 	)
 	n.mu.Lock()

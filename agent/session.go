@@ -110,7 +110,7 @@ func (m *membership) session(ctx context.Context, address string) (welcomed bool
 }
 
 func (s *session) greet() (*rpc.Welcome, error) {
-	description, err := json.Marshal(s.m.node.description)
+	description, err := json.Marshal(s.m.node.edges.Description)
 	if err != nil {
 		return nil, err
 	}

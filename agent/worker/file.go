@@ -53,7 +53,7 @@ type saved struct {
 func buckets() (meta, tasks, specs []byte) { return []byte("meta"), []byte("tasks"), []byte("specs") }
 
 // openFile never guesses: a file that it does not wholly understand is refused.
-func openFile(path string) (f *file, s saved, err error) {
+func openFile(path string, noSync bool) (f *file, s saved, err error) {
 	// bbolt panics, or faults within its memory map, when pages are not what they should be.
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	var handle *os.File
@@ -68,6 +68,7 @@ func openFile(path string) (f *file, s saved, err error) {
 	// The list of free pages is kept in the file: to find them anew, bbolt walks the pages in a goroutine
 	// whose panic over a damaged one could not be caught.
 	db, err := bolt.Open(path, 0o600, &bolt.Options{
+		NoSync:  noSync,
 		Timeout: lockTimeout, FreelistType: bolt.FreelistMapType,
 		OpenFile: func(path string, flag int, mode os.FileMode) (_ *os.File, err error) {
 			handle, err = os.OpenFile(path, flag, mode)

@@ -77,7 +77,7 @@ func (l *lab) writes() (n int) {
 func TestNewerFileIsRefused(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "tasks.db")
-	f, _, err := openFile(path)
+	f, _, err := openFile(path, false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -49,7 +49,9 @@ type Config struct {
 	NodeID   func() string // known once the node joined
 	Hostname string
 	// Dir holds the small file of assigned tasks and their progress.
-	Dir     string
+	Dir string
+	// NoSync leaves writing that file to the disk to the kernel.
+	NoSync  bool
 	Runtime Runtime
 	Images  Images
 	// RemoveLog deletes the log of a container whose task is gone.
@@ -106,7 +108,7 @@ func Open(cfg Config) (*Worker, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open worker: %w", err)
 	}
-	f, saved, err := openFile(filepath.Join(cfg.Dir, "tasks.db"))
+	f, saved, err := openFile(filepath.Join(cfg.Dir, "tasks.db"), cfg.NoSync)
 	if err != nil {
 		return nil, fmt.Errorf("open worker: %w", err)
 	}
