@@ -11,7 +11,7 @@ import (
 	"swarm/scenarios/lab"
 )
 
-// labPrefix begins the name of every lab that a story runs in.
+// labPrefix begins the name of every lab that a story runs in; a letter of this run and a number follow.
 const labPrefix = "s"
 
 // TestStories tells every story under stories/. SWARM_SLOWNESS multiplies all limits on a slow machine;
@@ -20,7 +20,7 @@ func TestStories(t *testing.T) {
 	if os.Getenv("SWARM_STORIES") != "1" {
 		t.Skip("runs the real binary in network namespaces: make scenarios, as root (SWARM_STORIES=1)")
 	}
-	settings := Settings{BinDir: "../bin", Slowness: slowness(t), Prefix: labPrefix}
+	settings := Settings{BinDir: "../bin", Slowness: slowness(t)}
 	if dir := os.Getenv("SWARM_BIN"); dir != "" {
 		settings.BinDir = dir
 	}
@@ -28,8 +28,14 @@ func TestStories(t *testing.T) {
 	if err := lab.Sweep(labPrefix); err != nil {
 		t.Fatalf("clean up after an earlier run: %v", err)
 	}
+	prefix, lock, err := lab.Reserve(labPrefix)
+	if err != nil {
+		t.Fatal(err)
+	}
+	settings.Prefix = prefix
 	t.Cleanup(func() {
-		if left := lab.Leftovers(labPrefix); left != nil {
+		defer lock.Close()
+		if left := lab.Leftovers(prefix); left != nil {
 			t.Errorf("the stories left behind:\n%s", strings.Join(left, "\n"))
 		}
 	})

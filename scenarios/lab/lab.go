@@ -8,6 +8,7 @@ package lab
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -92,7 +93,7 @@ func (l *Lab) Add(name string, flags ...string) (*Node, error) {
 		lab:     l,
 		flags:   slices.Concat(l.cfg.Flags, flags),
 	}
-	if err := os.MkdirAll(n.Dir, 0o755); err != nil {
+	if err := makeDirs(n.Dir, 0o755); err != nil {
 		return nil, err
 	}
 	l.nodes = append(l.nodes, n)
@@ -160,6 +161,19 @@ func Sweep(prefix string) error {
 	return errors.Join(errs...)
 }
 
+// Reserve takes the first of prefix+"a" … prefix+"z" that no process holds, so that two runs at once neither sweep each
+// other's labs nor blame each other for them. Closing it, or the end of this process, gives it back.
+func Reserve(prefix string) (string, io.Closer, error) {
+	for letter := 'a'; letter <= 'z'; letter++ {
+		own := prefix + string(letter)
+		lock, err := acquire("run-" + own)
+		if !errors.Is(err, ErrInUse) {
+			return own, lock, err
+		}
+	}
+	return "", nil, fmt.Errorf("%w: all of %[2]sa to %[2]sz", ErrInUse, prefix)
+}
+
 // acquire takes a lab's name as that of an abstract socket: the kernel frees it when this process ends, and no file is left.
 func acquire(name string) (net.Listener, error) {
 	lock, err := net.Listen("unix", "@swarm-lab-"+name)
@@ -200,10 +214,23 @@ func remove(name string) error {
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("remove lab %s: %w", name, err)
 	}
-	for _, shared := range append(controlGroups(), Root) {
-		os.Remove(shared) // stays while another lab is in it
+	if len(names()) == 0 {
+		for _, shared := range append(controlGroups(), Root) {
+			os.Remove(shared) // stays while a lab that began meanwhile is in it
+		}
 	}
 	return nil
+}
+
+// makeDirs tries again when another lab's removal takes the folder above all labs away in between.
+func makeDirs(dir string, mode fs.FileMode) (err error) {
+	const triesMax = 5
+	for range triesMax {
+		if err = os.MkdirAll(dir, mode); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return err
 }
 
 func glob(patterns ...string) []string {

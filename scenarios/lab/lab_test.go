@@ -215,6 +215,24 @@ func TestAbandonedLabIsFoundAndRemoved(t *testing.T) {
 	}
 }
 
+func TestTwoRunsGetDifferentPrefixes(t *testing.T) {
+	first, lock, err := Reserve("labr")
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, other, err := Reserve("labr")
+	if err != nil || first == second {
+		t.Errorf("got %q twice, %v", second, err)
+	}
+	lock.Close()
+	again, lock, err := Reserve("labr")
+	if err != nil || again != first {
+		t.Errorf("got %q after %q was given back, %v", again, first, err)
+	}
+	lock.Close()
+	other.Close()
+}
+
 func TestAgentThatEndsAtOnceIsReportedWithItsWords(t *testing.T) {
 	needRoot(t)
 	l, err := Open(Config{Name: "labt", Program: "/bin/false"})

@@ -92,7 +92,7 @@ func makeControlGroup(path string) (*os.File, error) {
 		return nil, errors.New("no unified control group hierarchy is mounted on this machine")
 	}
 	dir := filepath.Join(unified, groupRoot, path)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := makeDirs(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("make control group: %w", err)
 	}
 	return os.Open(dir)
