@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"time"
 
 	"swarm/raftstore"
@@ -147,8 +146,8 @@ func (n *node) addresses(listen, advertise string) (record, error) {
 // saveIdentity writes the certificate of a node that is about to become a member; the record, written
 // after it, makes it one. Raft state that an interrupted leave left behind would be of another cluster, so it goes.
 func (n *node) saveIdentity(rootPEM, certPEM, keyPEM []byte) (*pki.Identity, error) {
-	if err := os.RemoveAll(n.raftDir()); err != nil {
-		return nil, fmt.Errorf("remove the raft state of a former cluster: %w", err)
+	if err := n.dropRaftState(); err != nil {
+		return nil, err
 	}
 	return pki.Save(n.certificatesDir(), rootPEM, certPEM, keyPEM)
 }

@@ -53,6 +53,9 @@ func (m *membership) manage(ctx context.Context, server *rpc.Server) error {
 	if err != nil {
 		return err
 	}
+	if replica := m.node.edges.Replica; replica != nil {
+		replica(store)
+	}
 	if c := store.Local().Cluster(); c != nil && c.ID != rec.ClusterID {
 		return fmt.Errorf("the raft state in %s belongs to cluster %s, this node to %s: restore the data directory from one backup, or leave and join again", m.node.raftDir(), c.ID, rec.ClusterID)
 	}
@@ -162,6 +165,9 @@ func (m *membership) untilRoleEnds(ctx context.Context, end context.CancelFunc) 
 
 // dropRaftState removes this node's copy of the replicated state and the key that sealed it.
 func (n *node) dropRaftState() error {
+	if disk := n.edges.Store.Disk; disk != nil {
+		disk.Erase()
+	}
 	if err := os.RemoveAll(n.raftDir()); err != nil {
 		return fmt.Errorf("remove this node's copy of the cluster's state: %w", err)
 	}

@@ -199,7 +199,7 @@ func (n *node) forget() error {
 	if err := os.Remove(n.recordPath()); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	return errors.Join(os.RemoveAll(n.certificatesDir()), os.RemoveAll(n.raftDir()))
+	return errors.Join(os.RemoveAll(n.certificatesDir()), n.dropRaftState())
 }
 
 // refuseSecondMembership is the error of init and join on a node that is in a cluster.

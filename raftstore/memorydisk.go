@@ -54,8 +54,8 @@ type memoryWrite struct {
 // memoryHandle is one Store's use of the disk; after a Crash it reads what it had and writes nothing.
 type memoryHandle struct {
 	disk *MemoryDisk
-	// writing makes writes follow each other.
-	writing sync.Mutex
+	// writing holds a token for the one write at a time. It is a channel because who waits for a mutex stops virtual time.
+	writing chan struct{}
 	content *memoryContent
 	dead    bool
 }
@@ -78,6 +78,17 @@ func (d *MemoryDisk) Crash(torn bool) {
 		d.open.dead = true
 	}
 	d.content, d.open, d.pending = kept, nil, nil
+}
+
+// Erase removes everything, as a node does that leaves its cluster. The Store that has the disk open writes nothing any more.
+func (d *MemoryDisk) Erase() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.open != nil {
+		d.open.dead = true
+	}
+	d.content = &memoryContent{values: map[string][]byte{}, numbers: map[string]uint64{}}
+	d.open, d.pending = nil, nil
 }
 
 // SetFull makes writes fail for want of space.
@@ -119,7 +130,7 @@ func openMemory(d *MemoryDisk, nodeID string) (*bottom, error) {
 		return nil, fmt.Errorf("the memory disk belongs to node %q, not to this node %q", d.content.owner, nodeID)
 	}
 	d.content.owner = nodeID
-	h := &memoryHandle{disk: d, content: d.content}
+	h := &memoryHandle{disk: d, content: d.content, writing: make(chan struct{}, 1)}
 	d.open = h
 	return &bottom{
 		log: h, stable: h, snapshots: h, where: "memory", logPath: "memory/" + logFile, snapshotDir: "memory/snapshots",
@@ -142,8 +153,8 @@ var errPowerOff = errors.New("the machine of this disk is switched off")
 
 // write makes a change as slowly, and as surely, as the disk is set to.
 func (h *memoryHandle) write(op string, change memoryWrite) error {
-	h.writing.Lock()
-	defer h.writing.Unlock()
+	h.writing <- struct{}{}
+	defer func() { <-h.writing }()
 	delay, err := h.beginWrite(op, &change)
 	if err != nil {
 		return err
