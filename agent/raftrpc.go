@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"swarm/raftstore"
 	"swarm/rpc"
 
 	"google.golang.org/grpc"
@@ -24,11 +25,15 @@ func (s *services) Propose(ctx context.Context, r *rpc.ProposeRequest) (*rpc.Pro
 	if err != nil {
 		return nil, err
 	}
-	index, refusal, err := mg.store.ProposeLocal(ctx, r.Commit)
+	answers, err := mg.store.ProposeLocal(ctx, r.Commits)
 	if err != nil {
 		return nil, err
 	}
-	return &rpc.ProposeResponse{Index: index, Refusal: refusal}, nil
+	response := &rpc.ProposeResponse{Answers: make([]*rpc.CommitAnswer, len(answers))}
+	for i, a := range answers {
+		response.Answers[i] = &rpc.CommitAnswer{Index: a.Index, Refusal: a.Refusal}
+	}
+	return response, nil
 }
 
 // ReadIndex tells a manager that does not lead what a linearizable read has to wait for.
@@ -89,18 +94,22 @@ func (p *raftPeers) Close() error {
 	return p.closeLocked()
 }
 
-func (p *raftPeers) Propose(ctx context.Context, address string, commit []byte) (uint64, []byte, error) {
+func (p *raftPeers) Propose(ctx context.Context, address string, commits [][]byte) ([]raftstore.Answer, error) {
 	client, err := p.client(address)
 	if err != nil {
-		return 0, nil, err
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, raftCallMax)
 	defer cancel()
-	answer, err := client.Propose(ctx, &rpc.ProposeRequest{Commit: commit})
+	response, err := client.Propose(ctx, &rpc.ProposeRequest{Commits: commits})
 	if err != nil {
-		return 0, nil, err
+		return nil, err
 	}
-	return answer.Index, answer.Refusal, nil
+	answers := make([]raftstore.Answer, len(response.Answers))
+	for i, a := range response.Answers {
+		answers[i] = raftstore.Answer{Index: a.GetIndex(), Refusal: a.GetRefusal()}
+	}
+	return answers, nil
 }
 
 func (p *raftPeers) ReadIndex(ctx context.Context, address string) (uint64, error) {

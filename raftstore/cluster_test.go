@@ -289,12 +289,12 @@ func (p peers) at(ctx context.Context, address string) (*manager, error) {
 	return m, nil
 }
 
-func (p peers) Propose(ctx context.Context, address string, commit []byte) (uint64, []byte, error) {
+func (p peers) Propose(ctx context.Context, address string, commits [][]byte) ([]Answer, error) {
 	m, err := p.at(ctx, address)
 	if err != nil {
-		return 0, nil, err
+		return nil, err
 	}
-	return m.ProposeLocal(ctx, commit)
+	return m.ProposeLocal(ctx, commits)
 }
 
 func (p peers) ReadIndex(ctx context.Context, address string) (uint64, error) {

@@ -234,9 +234,9 @@ func TestAnOldLeadersWriteIsRefusedInALaterTerm(t *testing.T) {
 		if err := old.Update(ctx, createService("too late")); !errdefs.IsUnavailable(err) || err.Error() != "leadership was lost: unavailable" {
 			t.Errorf("update: %v", err)
 		}
-		_, raw, err := c.leader(all...).ProposeLocal(context.Background(), stale)
+		answers, err := c.leader(all...).ProposeLocal(context.Background(), [][]byte{stale})
 		check(t, err)
-		if answer, err := decodeVerdict(0, raw); err != nil || answer.refusal == nil || answer.refusal.reason != termOver {
+		if answer, err := answers[0].verdict(); err != nil || answer.refusal == nil || answer.refusal.reason != termOver {
 			t.Errorf("proposed to the new leader: %+v, %v", answer, err)
 		}
 	})

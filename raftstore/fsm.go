@@ -1,7 +1,9 @@
 package raftstore
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -27,14 +29,16 @@ type fsm struct {
 	published atomic.Pointer[State]
 
 	mu sync.Mutex // guards:
-	// waiters wait for the published state to reach an index.
-	waiters []waiter
+	// waiters wait for the published state to reach an index, the lowest first.
+	waiters []*waiter
 	watches map[*Watch]struct{}
 }
 
+// waiter is all who wait for one index.
 type waiter struct {
 	index   uint64
 	reached chan struct{}
+	count   int
 }
 
 func newFSM(fail func(error)) *fsm {
@@ -174,39 +178,43 @@ func (f *fsm) publish(dirty *Dirty) {
 	for w := range f.watches {
 		w.merge(dirty)
 	}
-	waiting := f.waiters[:0]
-	for _, w := range f.waiters {
-		if w.index <= state.index {
-			close(w.reached)
-		} else {
-			waiting = append(waiting, w)
-		}
+	n := 0
+	for ; n < len(f.waiters) && f.waiters[n].index <= state.index; n++ {
+		close(f.waiters[n].reached)
 	}
-	clear(f.waiters[len(waiting):])
-	f.waiters = waiting
+	f.waiters = slices.Delete(f.waiters, 0, n)
 }
 
-// reached returns a channel that is closed once the published state has an index, and what to call when waiting ends early.
+// reached returns a channel that is closed once the published state has an index, and what to call when waiting ends.
 func (f *fsm) reached(index uint64) (<-chan struct{}, func()) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	w := waiter{index: index, reached: make(chan struct{})}
 	if f.published.Load().index >= index {
-		close(w.reached)
-		return w.reached, func() {}
+		reached := make(chan struct{})
+		close(reached)
+		return reached, func() {}
 	}
-	f.waiters = append(f.waiters, w)
-	return w.reached, func() { f.forget(w) }
+	place, waits := f.findWaiter(index)
+	if !waits {
+		f.waiters = slices.Insert(f.waiters, place, &waiter{index: index, reached: make(chan struct{})})
+	}
+	f.waiters[place].count++
+	return f.waiters[place].reached, func() { f.forget(index) }
 }
 
-func (f *fsm) forget(gone waiter) {
+func (f *fsm) findWaiter(index uint64) (place int, waits bool) {
+	return slices.BinarySearchFunc(f.waiters, index, func(w *waiter, index uint64) int { return cmp.Compare(w.index, index) })
+}
+
+func (f *fsm) forget(index uint64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for i, w := range f.waiters {
-		if w.reached == gone.reached {
-			f.waiters = append(f.waiters[:i], f.waiters[i+1:]...)
-			return
-		}
+	place, waits := f.findWaiter(index)
+	if !waits {
+		return
+	}
+	if f.waiters[place].count--; f.waiters[place].count == 0 {
+		f.waiters = slices.Delete(f.waiters, place, place+1)
 	}
 }
 

@@ -25,8 +25,8 @@ type Sealer interface {
 
 // Peers reaches another manager. Implemented by agent on rpc.
 type Peers interface {
-	// Propose has the manager at address commit an encoded commit.
-	Propose(ctx context.Context, address string, commit []byte) (index uint64, refusal []byte, err error)
+	// Propose has the manager at address commit encoded commits: its ProposeLocal answers.
+	Propose(ctx context.Context, address string, commits [][]byte) ([]Answer, error)
 	// ReadIndex asks the leader at address for the index of a linearizable read.
 	ReadIndex(ctx context.Context, address string) (uint64, error)
 }
@@ -149,6 +149,10 @@ type Store struct {
 	background sync.WaitGroup
 	futures    *futures
 	counters   counters
+	committer  *committer
+	// committing ends when no answer about a commit can come any more.
+	committing    context.Context
+	endCommitting context.CancelFunc
 
 	mu sync.Mutex // guards:
 	// lead is the leadership that is ready for use, nil without one; leadChanged is closed and replaced when it changes.
@@ -168,6 +172,8 @@ func Open(cfg Config) (*Store, error) {
 		cfg: cfg, log: cfg.Log, failed: make(chan struct{}), closing: make(chan struct{}), futures: newFutures(),
 		leadChanged: make(chan struct{}), leaderMoved: make(chan struct{}), leaderless: time.Now(),
 	}
+	s.committer = newCommitter()
+	s.committing, s.endCommitting = context.WithCancel(context.Background())
 	s.fsm = newFSM(s.fail)
 	s.fsm.sums = newRowSums(cfg.CheckRows)
 	var err error
@@ -212,6 +218,9 @@ func (s *Store) join() error {
 	}))
 	s.background.Go(func() { s.followLeadership(notify) })
 	s.background.Go(func() { s.followLeader(observations) })
+	for range entriesInFlightMax {
+		s.background.Go(s.commitWaiting)
+	}
 	select {
 	case <-s.failed:
 		s.shutdown()
@@ -280,7 +289,9 @@ func (s *Store) handOver() error {
 // shutdown ends raft and the store's goroutines; false when raft hangs.
 func (s *Store) shutdown() bool {
 	s.closeOnce.Do(func() { close(s.closing) })
+	s.committer.close()
 	s.futures.close(shutdownWait)
+	s.endCommitting()
 	done := make(chan struct{})
 	future := s.raft.Shutdown()
 	go func() {

@@ -380,13 +380,17 @@ func TestCommitProposedTwiceAppliesOnce(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		first, refusal, err := m.ProposeLocal(context.Background(), twice)
-		if err != nil || refusal != nil {
-			t.Fatal(refusal, err)
+		propose := func() Answer {
+			t.Helper()
+			answers, err := m.ProposeLocal(context.Background(), [][]byte{twice})
+			if err != nil || answers[0].Refusal != nil {
+				t.Fatal(answers, err)
+			}
+			return answers[0]
 		}
-		again, refusal, err := m.ProposeLocal(context.Background(), twice)
-		if err != nil || refusal != nil || again != first {
-			t.Fatalf("at %d, then at %d, %v, %v", first, again, refusal, err)
+		first := propose()
+		if again := propose(); again.Index != first.Index {
+			t.Fatalf("at %d, then at %d", first.Index, again.Index)
 		}
 		if err := m.raft.Snapshot().Error(); err != nil {
 			t.Fatal(err)
@@ -394,8 +398,8 @@ func TestCommitProposedTwiceAppliesOnce(t *testing.T) {
 		c.kill(m)
 		m = c.start("n1", false)
 		c.leader(m)
-		if again, refusal, err = m.ProposeLocal(context.Background(), twice); err != nil || refusal != nil || again != first {
-			t.Fatalf("after a restart from a snapshot: at %d, %v, %v", again, refusal, err)
+		if again := propose(); again.Index != first.Index {
+			t.Fatalf("after a restart from a snapshot: at %d", again.Index)
 		}
 	})
 }
@@ -406,7 +410,7 @@ func TestForwardedGarbageIsRefusedBeforeTheLog(t *testing.T) {
 		c.leader(m)
 		before := m.raft.LastIndex()
 		for _, garbage := range []string{"", "garbage", "\x08\x02"} {
-			if _, _, err := m.ProposeLocal(context.Background(), []byte(garbage)); !errdefs.IsInvalidArgument(err) {
+			if _, err := m.ProposeLocal(context.Background(), [][]byte{[]byte(garbage)}); !errdefs.IsInvalidArgument(err) {
 				t.Errorf("%q: %v", garbage, err)
 			}
 		}

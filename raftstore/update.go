@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/hashicorp/raft"
 )
 
 const (
@@ -42,11 +41,11 @@ func (s *Store) Update(ctx context.Context, change func(*Tx) error) error {
 				return err
 			}
 		}
-		encoded, err := s.prepare(ctx, change)
-		if err != nil || encoded == nil {
+		c, encoded, err := s.prepare(ctx, change)
+		if err != nil || c == nil {
 			return err
 		}
-		answer, err := s.propose(ctx, encoded)
+		answer, err := s.commit(ctx, c, encoded)
 		if err != nil {
 			return err
 		}
@@ -65,21 +64,22 @@ func (s *Store) Update(ctx context.Context, change func(*Tx) error) error {
 }
 
 // prepare runs the closure and encodes what it wrote, nil for nothing.
-func (s *Store) prepare(ctx context.Context, change func(*Tx) error) ([]byte, error) {
+func (s *Store) prepare(ctx context.Context, change func(*Tx) error) (*commit, rawCommit, error) {
 	tx, err := s.run(change)
 	if err != nil && s.catchUp(ctx, tx.base) {
 		// A replica that is behind may miss what another manager already acknowledged: an error counts only on a fresh state.
 		tx, err = s.run(change)
 	}
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	c := tx.commit(time.Now())
 	if c == nil {
-		return nil, nil
+		return nil, nil, nil
 	}
 	c.term = termOf(ctx)
-	return encodeCommit(c)
+	encoded, err := encodeCommit(c)
+	return c, encoded, err
 }
 
 func (s *Store) run(change func(*Tx) error) (*Tx, error) {
@@ -103,14 +103,20 @@ func (s *Store) catchUp(ctx context.Context, seen *State) bool {
 	return err == nil && now.index > seen.index
 }
 
-// propose has the leader, whoever it is, decide on a commit. The commit's id makes it safe to ask again: the state
+// commit has the leader, whoever it is, decide on a commit. The commit's id makes it safe to ask again: the state
 // machine answers a commit that it has done already.
-func (s *Store) propose(ctx context.Context, commit []byte) (verdict, error) {
+func (s *Store) commit(ctx context.Context, c *commit, encoded rawCommit) (verdict, error) {
 	began := time.Now()
+	s.counters.pendingCommits.Add(1)
+	defer s.counters.pendingCommits.Add(-1)
 	doubt := "" // set once a try ended without an answer
 	for {
-		answer, err := s.proposeOnce(ctx, commit)
-		if err == nil || errdefs.IsInvalidArgument(err) || errors.Is(err, errTermOver) {
+		answer, err := s.submit(ctx, newProposal(c, encoded))
+		if err == nil {
+			s.counters.commitLatency.Observe(time.Since(began))
+			return answer, nil
+		}
+		if errdefs.IsInvalidArgument(err) || errors.Is(err, errTermOver) || doubt == "" && errors.As(err, new(busy)) {
 			return answer, err
 		}
 		if s.stopping() {
@@ -120,7 +126,7 @@ func (s *Store) propose(ctx context.Context, commit []byte) (verdict, error) {
 			// Alone there is nobody who could take over from this manager's disk.
 			return answer, s.explain(fault)
 		}
-		if !errors.Is(err, errNoLeader) && !errors.Is(err, raft.ErrNotLeader) && !errors.Is(err, raft.ErrEnqueueTimeout) {
+		if !errors.As(err, new(unsent)) {
 			doubt = mayStillHappen
 		}
 		since := s.LeaderlessSince()
@@ -144,94 +150,11 @@ var errTermOver = fmt.Errorf("leadership was lost: %w", errdefs.ErrUnavailable)
 
 var errNoLeader = fmt.Errorf("no leader is known: %w", errdefs.ErrUnavailable)
 
-func (s *Store) proposeOnce(ctx context.Context, commit []byte) (verdict, error) {
-	moved := s.leaderMoves()
-	id, address := s.Leader()
-	term := termOf(ctx)
-	switch {
-	case term != 0 && (id != s.cfg.NodeID || s.raft.CurrentTerm() != term):
-		return verdict{}, errTermOver
-	case id == "":
-		return verdict{}, errNoLeader
-	case id == s.cfg.NodeID:
-		return s.proposeHere(ctx, commit)
-	}
-	ctx, cancel := s.askLeader(ctx, moved)
-	defer cancel()
-	index, raw, err := s.cfg.Peers.Propose(ctx, address, commit)
-	if err != nil {
-		return verdict{}, fmt.Errorf("propose to leader %s at %s: %w", id, address, err)
-	}
-	return decodeVerdict(index, raw)
-}
-
-// proposeHere puts a commit into an entry of this leader's log and waits for what the state machine says to it.
-// TODO: a group committer belongs here: it takes all commits that wait, puts them into one entry and hands out the verdicts.
-func (s *Store) proposeHere(ctx context.Context, commit []byte) (verdict, error) {
-	encoded, err := encodeEntry(commit)
-	if err != nil {
-		return verdict{}, err
-	}
-	future, err := s.await(ctx, func() raft.Future { return s.raft.Apply(encoded, enqueueTimeout) })
-	switch {
-	case err != nil && ctx.Err() != nil:
-		return verdict{}, fmt.Errorf("wait for commit: %w", ctx.Err())
-	case err != nil:
-		return verdict{}, s.explain(err)
-	}
-	response := future.(raft.ApplyFuture).Response()
-	switch answer := response.(type) {
-	case []verdict:
-		return answer[0], nil
-	case error:
-		return verdict{}, answer
-	}
-	return verdict{}, fmt.Errorf("unexpected answer %T of the state machine", response)
-}
-
-// explain gives raft's errors their kind.
-func (s *Store) explain(err error) error {
-	if errors.As(err, new(storeFault)) {
-		return fmt.Errorf("nothing was changed: %w. Free space on the disk of manager %s%w", err, s.cfg.NodeID, silent{errdefs.ErrUnavailable})
-	}
-	if errors.Is(err, raft.ErrRaftShutdown) {
-		return errStopped()
-	}
-	return fmt.Errorf("commit: %w%w", err, silent{errdefs.ErrUnavailable})
-}
-
-// ProposeLocal commits an encoded commit that another manager forwarded. Unavailable when this node does not lead.
-func (s *Store) ProposeLocal(ctx context.Context, commit []byte) (index uint64, refusal []byte, err error) {
-	// What does not decode here would stop every replica once it is in the log.
-	if _, err := decodeCommit(commit); err != nil {
-		return 0, nil, fmt.Errorf("forwarded commit: %v: %w", err, errdefs.ErrInvalidArgument)
-	}
-	if s.raft.State() != raft.Leader {
-		return 0, nil, fmt.Errorf("manager %s does not lead: %w", s.cfg.NodeID, errdefs.ErrUnavailable)
-	}
-	answer, err := s.proposeHere(ctx, commit)
-	if err != nil || answer.refusal == nil {
-		return answer.index, nil, err
-	}
-	refusal, err = marshal(answer.refusal.wire)
-	return answer.index, refusal, err
-}
-
-func decodeVerdict(index uint64, raw []byte) (verdict, error) {
-	answer := verdict{index: index}
-	if len(raw) == 0 {
-		return answer, nil
-	}
-	answer.refusal = new(refusal)
-	if err := unmarshal(raw, answer.refusal.wire); err != nil {
-		return answer, fmt.Errorf("answer of the leader: %w", err)
-	}
-	answer.index = answer.refusal.index
-	return answer, nil
-}
-
 // waitApplied waits until this replica has applied an index.
 func (s *Store) waitApplied(ctx context.Context, index uint64) error {
+	if s.Local().index >= index {
+		return nil
+	}
 	reached, forget := s.fsm.reached(index)
 	defer forget()
 	timer := time.NewTimer(applyWait)

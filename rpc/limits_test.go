@@ -91,9 +91,9 @@ func TestLargeMessagesAreRefused(t *testing.T) {
 		ca := newAuthority(t, "c1")
 		p := serve(t, ca.identity("m1", Manager), asManager)
 		raft := NewRaftClient(p.client(t, ca.identity("m2", Manager)))
-		_, err := raft.Propose(t.Context(), &ProposeRequest{Commit: make([]byte, MessageBytesMax-16)})
+		_, err := raft.Propose(t.Context(), &ProposeRequest{Commits: [][]byte{make([]byte, MessageBytesMax-16)}})
 		check(t, err)
-		_, err = raft.Propose(t.Context(), &ProposeRequest{Commit: make([]byte, MessageBytesMax)})
+		_, err = raft.Propose(t.Context(), &ProposeRequest{Commits: [][]byte{make([]byte, MessageBytesMax)}})
 		kindOf(t, err, errdefs.ErrResourceExhausted, "larger than max")
 	})
 }

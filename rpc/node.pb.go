@@ -251,7 +251,7 @@ func (x *IssueCertificateResponse) GetManagers() []*Member {
 
 type ProposeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Commit        []byte                 `protobuf:"bytes,1,opt,name=commit,proto3" json:"commit,omitempty"`
+	Commits       [][]byte               `protobuf:"bytes,1,rep,name=commits,proto3" json:"commits,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -286,17 +286,16 @@ func (*ProposeRequest) Descriptor() ([]byte, []int) {
 	return file_rpc_node_proto_rawDescGZIP(), []int{4}
 }
 
-func (x *ProposeRequest) GetCommit() []byte {
+func (x *ProposeRequest) GetCommits() [][]byte {
 	if x != nil {
-		return x.Commit
+		return x.Commits
 	}
 	return nil
 }
 
 type ProposeResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
-	Refusal       []byte                 `protobuf:"bytes,2,opt,name=refusal,proto3" json:"refusal,omitempty"` // encoded check that failed; empty when committed
+	Answers       []*CommitAnswer        `protobuf:"bytes,3,rep,name=answers,proto3" json:"answers,omitempty"` // one per commit, in their order
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -331,14 +330,59 @@ func (*ProposeResponse) Descriptor() ([]byte, []int) {
 	return file_rpc_node_proto_rawDescGZIP(), []int{5}
 }
 
-func (x *ProposeResponse) GetIndex() uint64 {
+func (x *ProposeResponse) GetAnswers() []*CommitAnswer {
+	if x != nil {
+		return x.Answers
+	}
+	return nil
+}
+
+type CommitAnswer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	Refusal       []byte                 `protobuf:"bytes,2,opt,name=refusal,proto3" json:"refusal,omitempty"` // encoded check that failed; empty when committed
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CommitAnswer) Reset() {
+	*x = CommitAnswer{}
+	mi := &file_rpc_node_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CommitAnswer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CommitAnswer) ProtoMessage() {}
+
+func (x *CommitAnswer) ProtoReflect() protoreflect.Message {
+	mi := &file_rpc_node_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CommitAnswer.ProtoReflect.Descriptor instead.
+func (*CommitAnswer) Descriptor() ([]byte, []int) {
+	return file_rpc_node_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *CommitAnswer) GetIndex() uint64 {
 	if x != nil {
 		return x.Index
 	}
 	return 0
 }
 
-func (x *ProposeResponse) GetRefusal() []byte {
+func (x *CommitAnswer) GetRefusal() []byte {
 	if x != nil {
 		return x.Refusal
 	}
@@ -353,7 +397,7 @@ type ReadIndexRequest struct {
 
 func (x *ReadIndexRequest) Reset() {
 	*x = ReadIndexRequest{}
-	mi := &file_rpc_node_proto_msgTypes[6]
+	mi := &file_rpc_node_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -365,7 +409,7 @@ func (x *ReadIndexRequest) String() string {
 func (*ReadIndexRequest) ProtoMessage() {}
 
 func (x *ReadIndexRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rpc_node_proto_msgTypes[6]
+	mi := &file_rpc_node_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -378,7 +422,7 @@ func (x *ReadIndexRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadIndexRequest.ProtoReflect.Descriptor instead.
 func (*ReadIndexRequest) Descriptor() ([]byte, []int) {
-	return file_rpc_node_proto_rawDescGZIP(), []int{6}
+	return file_rpc_node_proto_rawDescGZIP(), []int{7}
 }
 
 type ReadIndexResponse struct {
@@ -390,7 +434,7 @@ type ReadIndexResponse struct {
 
 func (x *ReadIndexResponse) Reset() {
 	*x = ReadIndexResponse{}
-	mi := &file_rpc_node_proto_msgTypes[7]
+	mi := &file_rpc_node_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -402,7 +446,7 @@ func (x *ReadIndexResponse) String() string {
 func (*ReadIndexResponse) ProtoMessage() {}
 
 func (x *ReadIndexResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rpc_node_proto_msgTypes[7]
+	mi := &file_rpc_node_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -415,7 +459,7 @@ func (x *ReadIndexResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadIndexResponse.ProtoReflect.Descriptor instead.
 func (*ReadIndexResponse) Descriptor() ([]byte, []int) {
-	return file_rpc_node_proto_rawDescGZIP(), []int{7}
+	return file_rpc_node_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ReadIndexResponse) GetIndex() uint64 {
@@ -441,7 +485,7 @@ type AgentMessage struct {
 
 func (x *AgentMessage) Reset() {
 	*x = AgentMessage{}
-	mi := &file_rpc_node_proto_msgTypes[8]
+	mi := &file_rpc_node_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -453,7 +497,7 @@ func (x *AgentMessage) String() string {
 func (*AgentMessage) ProtoMessage() {}
 
 func (x *AgentMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_rpc_node_proto_msgTypes[8]
+	mi := &file_rpc_node_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -466,7 +510,7 @@ func (x *AgentMessage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentMessage.ProtoReflect.Descriptor instead.
 func (*AgentMessage) Descriptor() ([]byte, []int) {
-	return file_rpc_node_proto_rawDescGZIP(), []int{8}
+	return file_rpc_node_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *AgentMessage) GetKind() isAgentMessage_Kind {
@@ -566,7 +610,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_rpc_node_proto_msgTypes[9]
+	mi := &file_rpc_node_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -578,7 +622,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_rpc_node_proto_msgTypes[9]
+	mi := &file_rpc_node_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -591,7 +635,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_rpc_node_proto_rawDescGZIP(), []int{9}
+	return file_rpc_node_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Hello) GetFormatVersion() uint32 {
@@ -623,7 +667,7 @@ type Beat struct {
 
 func (x *Beat) Reset() {
 	*x = Beat{}
-	mi := &file_rpc_node_proto_msgTypes[10]
+	mi := &file_rpc_node_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -635,7 +679,7 @@ func (x *Beat) String() string {
 func (*Beat) ProtoMessage() {}
 
 func (x *Beat) ProtoReflect() protoreflect.Message {
-	mi := &file_rpc_node_proto_msgTypes[10]
+	mi := &file_rpc_node_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -648,7 +692,7 @@ func (x *Beat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Beat.ProtoReflect.Descriptor instead.
 func (*Beat) Descriptor() ([]byte, []int) {
-	return file_rpc_node_proto_rawDescGZIP(), []int{10}
+	return file_rpc_node_proto_rawDescGZIP(), []int{11}
 }
 
 type TaskStatuses struct {
@@ -661,7 +705,7 @@ type TaskStatuses struct {
 
 func (x *TaskStatuses) Reset() {
 	*x = TaskStatuses{}
-	mi := &file_rpc_node_proto_msgTypes[11]
+	mi := &file_rpc_node_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -673,7 +717,7 @@ func (x *TaskStatuses) String() string {
 func (*TaskStatuses) ProtoMessage() {}
 
 func (x *TaskStatuses) ProtoReflect() protoreflect.Message {
-	mi := &file_rpc_node_proto_msgTypes[11]
+	mi := &file_rpc_node_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -686,7 +730,7 @@ func (x *TaskStatuses) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskStatuses.ProtoReflect.Descriptor instead.
 func (*TaskStatuses) Descriptor() ([]byte, []int) {
-	return file_rpc_node_proto_rawDescGZIP(), []int{11}
+	return file_rpc_node_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *TaskStatuses) GetSequence() uint64 {
@@ -719,7 +763,7 @@ type TaskStatus struct {
 
 func (x *TaskStatus) Reset() {
 	*x = TaskStatus{}
-	mi := &file_rpc_node_proto_msgTypes[12]
+	mi := &file_rpc_node_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -731,7 +775,7 @@ func (x *TaskStatus) String() string {
 func (*TaskStatus) ProtoMessage() {}
 
 func (x *TaskStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_rpc_node_proto_msgTypes[12]
+	mi := &file_rpc_node_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -744,7 +788,7 @@ func (x *TaskStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskStatus.ProtoReflect.Descriptor instead.
 func (*TaskStatus) Descriptor() ([]byte, []int) {
-	return file_rpc_node_proto_rawDescGZIP(), []int{12}
+	return file_rpc_node_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *TaskStatus) GetTaskId() string {
@@ -812,7 +856,7 @@ type HeldImages struct {
 
 func (x *HeldImages) Reset() {
 	*x = HeldImages{}
-	mi := &file_rpc_node_proto_msgTypes[13]
+	mi := &file_rpc_node_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -824,7 +868,7 @@ func (x *HeldImages) String() string {
 func (*HeldImages) ProtoMessage() {}
 
 func (x *HeldImages) ProtoReflect() protoreflect.Message {
-	mi := &file_rpc_node_proto_msgTypes[13]
+	mi := &file_rpc_node_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -837,7 +881,7 @@ func (x *HeldImages) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeldImages.ProtoReflect.Descriptor instead.
 func (*HeldImages) Descriptor() ([]byte, []int) {
-	return file_rpc_node_proto_rawDescGZIP(), []int{13}
+	return file_rpc_node_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *HeldImages) GetImages() []*HeldImage {
@@ -860,7 +904,7 @@ type HeldImage struct {
 
 func (x *HeldImage) Reset() {
 	*x = HeldImage{}
-	mi := &file_rpc_node_proto_msgTypes[14]
+	mi := &file_rpc_node_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -872,7 +916,7 @@ func (x *HeldImage) String() string {
 func (*HeldImage) ProtoMessage() {}
 
 func (x *HeldImage) ProtoReflect() protoreflect.Message {
-	mi := &file_rpc_node_proto_msgTypes[14]
+	mi := &file_rpc_node_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -885,7 +929,7 @@ func (x *HeldImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeldImage.ProtoReflect.Descriptor instead.
 func (*HeldImage) Descriptor() ([]byte, []int) {
-	return file_rpc_node_proto_rawDescGZIP(), []int{14}
+	return file_rpc_node_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *HeldImage) GetName() string {
@@ -933,7 +977,7 @@ type Platform struct {
 
 func (x *Platform) Reset() {
 	*x = Platform{}
-	mi := &file_rpc_node_proto_msgTypes[15]
+	mi := &file_rpc_node_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -945,7 +989,7 @@ func (x *Platform) String() string {
 func (*Platform) ProtoMessage() {}
 
 func (x *Platform) ProtoReflect() protoreflect.Message {
-	mi := &file_rpc_node_proto_msgTypes[15]
+	mi := &file_rpc_node_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -958,7 +1002,7 @@ func (x *Platform) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Platform.ProtoReflect.Descriptor instead.
 func (*Platform) Descriptor() ([]byte, []int) {
-	return file_rpc_node_proto_rawDescGZIP(), []int{15}
+	return file_rpc_node_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Platform) GetOs() string {
@@ -984,7 +1028,7 @@ type Goodbye struct {
 
 func (x *Goodbye) Reset() {
 	*x = Goodbye{}
-	mi := &file_rpc_node_proto_msgTypes[16]
+	mi := &file_rpc_node_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -996,7 +1040,7 @@ func (x *Goodbye) String() string {
 func (*Goodbye) ProtoMessage() {}
 
 func (x *Goodbye) ProtoReflect() protoreflect.Message {
-	mi := &file_rpc_node_proto_msgTypes[16]
+	mi := &file_rpc_node_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1009,7 +1053,7 @@ func (x *Goodbye) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Goodbye.ProtoReflect.Descriptor instead.
 func (*Goodbye) Descriptor() ([]byte, []int) {
-	return file_rpc_node_proto_rawDescGZIP(), []int{16}
+	return file_rpc_node_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Goodbye) GetReason() string {
@@ -1035,7 +1079,7 @@ type ManagerMessage struct {
 
 func (x *ManagerMessage) Reset() {
 	*x = ManagerMessage{}
-	mi := &file_rpc_node_proto_msgTypes[17]
+	mi := &file_rpc_node_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1047,7 +1091,7 @@ func (x *ManagerMessage) String() string {
 func (*ManagerMessage) ProtoMessage() {}
 
 func (x *ManagerMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_rpc_node_proto_msgTypes[17]
+	mi := &file_rpc_node_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1060,7 +1104,7 @@ func (x *ManagerMessage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ManagerMessage.ProtoReflect.Descriptor instead.
 func (*ManagerMessage) Descriptor() ([]byte, []int) {
-	return file_rpc_node_proto_rawDescGZIP(), []int{17}
+	return file_rpc_node_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ManagerMessage) GetKind() isManagerMessage_Kind {
@@ -1161,7 +1205,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_rpc_node_proto_msgTypes[18]
+	mi := &file_rpc_node_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1173,7 +1217,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_rpc_node_proto_msgTypes[18]
+	mi := &file_rpc_node_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1186,7 +1230,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_rpc_node_proto_rawDescGZIP(), []int{18}
+	return file_rpc_node_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Welcome) GetFormatVersion() uint32 {
@@ -1231,7 +1275,7 @@ type Assignments struct {
 
 func (x *Assignments) Reset() {
 	*x = Assignments{}
-	mi := &file_rpc_node_proto_msgTypes[19]
+	mi := &file_rpc_node_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1243,7 +1287,7 @@ func (x *Assignments) String() string {
 func (*Assignments) ProtoMessage() {}
 
 func (x *Assignments) ProtoReflect() protoreflect.Message {
-	mi := &file_rpc_node_proto_msgTypes[19]
+	mi := &file_rpc_node_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1256,7 +1300,7 @@ func (x *Assignments) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Assignments.ProtoReflect.Descriptor instead.
 func (*Assignments) Descriptor() ([]byte, []int) {
-	return file_rpc_node_proto_rawDescGZIP(), []int{19}
+	return file_rpc_node_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Assignments) GetFull() bool {
@@ -1307,7 +1351,7 @@ type Assignment struct {
 
 func (x *Assignment) Reset() {
 	*x = Assignment{}
-	mi := &file_rpc_node_proto_msgTypes[20]
+	mi := &file_rpc_node_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1319,7 +1363,7 @@ func (x *Assignment) String() string {
 func (*Assignment) ProtoMessage() {}
 
 func (x *Assignment) ProtoReflect() protoreflect.Message {
-	mi := &file_rpc_node_proto_msgTypes[20]
+	mi := &file_rpc_node_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1332,7 +1376,7 @@ func (x *Assignment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Assignment.ProtoReflect.Descriptor instead.
 func (*Assignment) Descriptor() ([]byte, []int) {
-	return file_rpc_node_proto_rawDescGZIP(), []int{20}
+	return file_rpc_node_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Assignment) GetTaskId() string {
@@ -1381,7 +1425,7 @@ type ServiceSpec struct {
 
 func (x *ServiceSpec) Reset() {
 	*x = ServiceSpec{}
-	mi := &file_rpc_node_proto_msgTypes[21]
+	mi := &file_rpc_node_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1393,7 +1437,7 @@ func (x *ServiceSpec) String() string {
 func (*ServiceSpec) ProtoMessage() {}
 
 func (x *ServiceSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_rpc_node_proto_msgTypes[21]
+	mi := &file_rpc_node_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1406,7 +1450,7 @@ func (x *ServiceSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceSpec.ProtoReflect.Descriptor instead.
 func (*ServiceSpec) Descriptor() ([]byte, []int) {
-	return file_rpc_node_proto_rawDescGZIP(), []int{21}
+	return file_rpc_node_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ServiceSpec) GetServiceId() string {
@@ -1440,7 +1484,7 @@ type ImageHolders struct {
 
 func (x *ImageHolders) Reset() {
 	*x = ImageHolders{}
-	mi := &file_rpc_node_proto_msgTypes[22]
+	mi := &file_rpc_node_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1452,7 +1496,7 @@ func (x *ImageHolders) String() string {
 func (*ImageHolders) ProtoMessage() {}
 
 func (x *ImageHolders) ProtoReflect() protoreflect.Message {
-	mi := &file_rpc_node_proto_msgTypes[22]
+	mi := &file_rpc_node_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1465,7 +1509,7 @@ func (x *ImageHolders) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageHolders.ProtoReflect.Descriptor instead.
 func (*ImageHolders) Descriptor() ([]byte, []int) {
-	return file_rpc_node_proto_rawDescGZIP(), []int{22}
+	return file_rpc_node_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ImageHolders) GetDigest() string {
@@ -1491,7 +1535,7 @@ type StatusAck struct {
 
 func (x *StatusAck) Reset() {
 	*x = StatusAck{}
-	mi := &file_rpc_node_proto_msgTypes[23]
+	mi := &file_rpc_node_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1503,7 +1547,7 @@ func (x *StatusAck) String() string {
 func (*StatusAck) ProtoMessage() {}
 
 func (x *StatusAck) ProtoReflect() protoreflect.Message {
-	mi := &file_rpc_node_proto_msgTypes[23]
+	mi := &file_rpc_node_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1516,7 +1560,7 @@ func (x *StatusAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusAck.ProtoReflect.Descriptor instead.
 func (*StatusAck) Descriptor() ([]byte, []int) {
-	return file_rpc_node_proto_rawDescGZIP(), []int{23}
+	return file_rpc_node_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *StatusAck) GetSequence() uint64 {
@@ -1538,7 +1582,7 @@ type Roster struct {
 
 func (x *Roster) Reset() {
 	*x = Roster{}
-	mi := &file_rpc_node_proto_msgTypes[24]
+	mi := &file_rpc_node_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1550,7 +1594,7 @@ func (x *Roster) String() string {
 func (*Roster) ProtoMessage() {}
 
 func (x *Roster) ProtoReflect() protoreflect.Message {
-	mi := &file_rpc_node_proto_msgTypes[24]
+	mi := &file_rpc_node_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1563,7 +1607,7 @@ func (x *Roster) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Roster.ProtoReflect.Descriptor instead.
 func (*Roster) Descriptor() ([]byte, []int) {
-	return file_rpc_node_proto_rawDescGZIP(), []int{24}
+	return file_rpc_node_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Roster) GetFull() bool {
@@ -1600,7 +1644,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_rpc_node_proto_msgTypes[25]
+	mi := &file_rpc_node_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1612,7 +1656,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_rpc_node_proto_msgTypes[25]
+	mi := &file_rpc_node_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1625,7 +1669,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_rpc_node_proto_rawDescGZIP(), []int{25}
+	return file_rpc_node_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Member) GetNodeId() string {
@@ -1675,7 +1719,7 @@ type NodeOrder struct {
 
 func (x *NodeOrder) Reset() {
 	*x = NodeOrder{}
-	mi := &file_rpc_node_proto_msgTypes[26]
+	mi := &file_rpc_node_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1687,7 +1731,7 @@ func (x *NodeOrder) String() string {
 func (*NodeOrder) ProtoMessage() {}
 
 func (x *NodeOrder) ProtoReflect() protoreflect.Message {
-	mi := &file_rpc_node_proto_msgTypes[26]
+	mi := &file_rpc_node_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1700,7 +1744,7 @@ func (x *NodeOrder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeOrder.ProtoReflect.Descriptor instead.
 func (*NodeOrder) Descriptor() ([]byte, []int) {
-	return file_rpc_node_proto_rawDescGZIP(), []int{26}
+	return file_rpc_node_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *NodeOrder) GetRole() string {
@@ -1743,10 +1787,12 @@ const file_rpc_node_proto_rawDesc = "" +
 	"\x04role\x18\x03 \x01(\tR\x04role\x12'\n" +
 	"\x0fcertificate_pem\x18\x04 \x01(\fR\x0ecertificatePem\x12\x19\n" +
 	"\broot_pem\x18\x05 \x01(\fR\arootPem\x120\n" +
-	"\bmanagers\x18\x06 \x03(\v2\x14.swarm.rpc.v1.MemberR\bmanagers\"(\n" +
-	"\x0eProposeRequest\x12\x16\n" +
-	"\x06commit\x18\x01 \x01(\fR\x06commit\"A\n" +
-	"\x0fProposeResponse\x12\x14\n" +
+	"\bmanagers\x18\x06 \x03(\v2\x14.swarm.rpc.v1.MemberR\bmanagers\"*\n" +
+	"\x0eProposeRequest\x12\x18\n" +
+	"\acommits\x18\x01 \x03(\fR\acommits\"S\n" +
+	"\x0fProposeResponse\x124\n" +
+	"\aanswers\x18\x03 \x03(\v2\x1a.swarm.rpc.v1.CommitAnswerR\aanswersJ\x04\b\x01\x10\x02J\x04\b\x02\x10\x03\">\n" +
+	"\fCommitAnswer\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x18\n" +
 	"\arefusal\x18\x02 \x01(\fR\arefusal\"\x12\n" +
 	"\x10ReadIndexRequest\")\n" +
@@ -1866,7 +1912,7 @@ func file_rpc_node_proto_rawDescGZIP() []byte {
 	return file_rpc_node_proto_rawDescData
 }
 
-var file_rpc_node_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_rpc_node_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_rpc_node_proto_goTypes = []any{
 	(*RootCertificateRequest)(nil),   // 0: swarm.rpc.v1.RootCertificateRequest
 	(*RootCertificateResponse)(nil),  // 1: swarm.rpc.v1.RootCertificateResponse
@@ -1874,62 +1920,64 @@ var file_rpc_node_proto_goTypes = []any{
 	(*IssueCertificateResponse)(nil), // 3: swarm.rpc.v1.IssueCertificateResponse
 	(*ProposeRequest)(nil),           // 4: swarm.rpc.v1.ProposeRequest
 	(*ProposeResponse)(nil),          // 5: swarm.rpc.v1.ProposeResponse
-	(*ReadIndexRequest)(nil),         // 6: swarm.rpc.v1.ReadIndexRequest
-	(*ReadIndexResponse)(nil),        // 7: swarm.rpc.v1.ReadIndexResponse
-	(*AgentMessage)(nil),             // 8: swarm.rpc.v1.AgentMessage
-	(*Hello)(nil),                    // 9: swarm.rpc.v1.Hello
-	(*Beat)(nil),                     // 10: swarm.rpc.v1.Beat
-	(*TaskStatuses)(nil),             // 11: swarm.rpc.v1.TaskStatuses
-	(*TaskStatus)(nil),               // 12: swarm.rpc.v1.TaskStatus
-	(*HeldImages)(nil),               // 13: swarm.rpc.v1.HeldImages
-	(*HeldImage)(nil),                // 14: swarm.rpc.v1.HeldImage
-	(*Platform)(nil),                 // 15: swarm.rpc.v1.Platform
-	(*Goodbye)(nil),                  // 16: swarm.rpc.v1.Goodbye
-	(*ManagerMessage)(nil),           // 17: swarm.rpc.v1.ManagerMessage
-	(*Welcome)(nil),                  // 18: swarm.rpc.v1.Welcome
-	(*Assignments)(nil),              // 19: swarm.rpc.v1.Assignments
-	(*Assignment)(nil),               // 20: swarm.rpc.v1.Assignment
-	(*ServiceSpec)(nil),              // 21: swarm.rpc.v1.ServiceSpec
-	(*ImageHolders)(nil),             // 22: swarm.rpc.v1.ImageHolders
-	(*StatusAck)(nil),                // 23: swarm.rpc.v1.StatusAck
-	(*Roster)(nil),                   // 24: swarm.rpc.v1.Roster
-	(*Member)(nil),                   // 25: swarm.rpc.v1.Member
-	(*NodeOrder)(nil),                // 26: swarm.rpc.v1.NodeOrder
+	(*CommitAnswer)(nil),             // 6: swarm.rpc.v1.CommitAnswer
+	(*ReadIndexRequest)(nil),         // 7: swarm.rpc.v1.ReadIndexRequest
+	(*ReadIndexResponse)(nil),        // 8: swarm.rpc.v1.ReadIndexResponse
+	(*AgentMessage)(nil),             // 9: swarm.rpc.v1.AgentMessage
+	(*Hello)(nil),                    // 10: swarm.rpc.v1.Hello
+	(*Beat)(nil),                     // 11: swarm.rpc.v1.Beat
+	(*TaskStatuses)(nil),             // 12: swarm.rpc.v1.TaskStatuses
+	(*TaskStatus)(nil),               // 13: swarm.rpc.v1.TaskStatus
+	(*HeldImages)(nil),               // 14: swarm.rpc.v1.HeldImages
+	(*HeldImage)(nil),                // 15: swarm.rpc.v1.HeldImage
+	(*Platform)(nil),                 // 16: swarm.rpc.v1.Platform
+	(*Goodbye)(nil),                  // 17: swarm.rpc.v1.Goodbye
+	(*ManagerMessage)(nil),           // 18: swarm.rpc.v1.ManagerMessage
+	(*Welcome)(nil),                  // 19: swarm.rpc.v1.Welcome
+	(*Assignments)(nil),              // 20: swarm.rpc.v1.Assignments
+	(*Assignment)(nil),               // 21: swarm.rpc.v1.Assignment
+	(*ServiceSpec)(nil),              // 22: swarm.rpc.v1.ServiceSpec
+	(*ImageHolders)(nil),             // 23: swarm.rpc.v1.ImageHolders
+	(*StatusAck)(nil),                // 24: swarm.rpc.v1.StatusAck
+	(*Roster)(nil),                   // 25: swarm.rpc.v1.Roster
+	(*Member)(nil),                   // 26: swarm.rpc.v1.Member
+	(*NodeOrder)(nil),                // 27: swarm.rpc.v1.NodeOrder
 }
 var file_rpc_node_proto_depIdxs = []int32{
-	25, // 0: swarm.rpc.v1.IssueCertificateResponse.managers:type_name -> swarm.rpc.v1.Member
-	9,  // 1: swarm.rpc.v1.AgentMessage.hello:type_name -> swarm.rpc.v1.Hello
-	10, // 2: swarm.rpc.v1.AgentMessage.beat:type_name -> swarm.rpc.v1.Beat
-	11, // 3: swarm.rpc.v1.AgentMessage.statuses:type_name -> swarm.rpc.v1.TaskStatuses
-	13, // 4: swarm.rpc.v1.AgentMessage.images:type_name -> swarm.rpc.v1.HeldImages
-	16, // 5: swarm.rpc.v1.AgentMessage.goodbye:type_name -> swarm.rpc.v1.Goodbye
-	12, // 6: swarm.rpc.v1.TaskStatuses.statuses:type_name -> swarm.rpc.v1.TaskStatus
-	14, // 7: swarm.rpc.v1.HeldImages.images:type_name -> swarm.rpc.v1.HeldImage
-	15, // 8: swarm.rpc.v1.HeldImage.platforms:type_name -> swarm.rpc.v1.Platform
-	18, // 9: swarm.rpc.v1.ManagerMessage.welcome:type_name -> swarm.rpc.v1.Welcome
-	19, // 10: swarm.rpc.v1.ManagerMessage.assignments:type_name -> swarm.rpc.v1.Assignments
-	23, // 11: swarm.rpc.v1.ManagerMessage.ack:type_name -> swarm.rpc.v1.StatusAck
-	24, // 12: swarm.rpc.v1.ManagerMessage.roster:type_name -> swarm.rpc.v1.Roster
-	26, // 13: swarm.rpc.v1.ManagerMessage.order:type_name -> swarm.rpc.v1.NodeOrder
-	20, // 14: swarm.rpc.v1.Assignments.tasks:type_name -> swarm.rpc.v1.Assignment
-	21, // 15: swarm.rpc.v1.Assignments.specs:type_name -> swarm.rpc.v1.ServiceSpec
-	22, // 16: swarm.rpc.v1.Assignments.holders:type_name -> swarm.rpc.v1.ImageHolders
-	25, // 17: swarm.rpc.v1.Roster.members:type_name -> swarm.rpc.v1.Member
-	0,  // 18: swarm.rpc.v1.CertificateAuthority.RootCertificate:input_type -> swarm.rpc.v1.RootCertificateRequest
-	2,  // 19: swarm.rpc.v1.CertificateAuthority.IssueCertificate:input_type -> swarm.rpc.v1.IssueCertificateRequest
-	4,  // 20: swarm.rpc.v1.Raft.Propose:input_type -> swarm.rpc.v1.ProposeRequest
-	6,  // 21: swarm.rpc.v1.Raft.ReadIndex:input_type -> swarm.rpc.v1.ReadIndexRequest
-	8,  // 22: swarm.rpc.v1.Dispatcher.Session:input_type -> swarm.rpc.v1.AgentMessage
-	1,  // 23: swarm.rpc.v1.CertificateAuthority.RootCertificate:output_type -> swarm.rpc.v1.RootCertificateResponse
-	3,  // 24: swarm.rpc.v1.CertificateAuthority.IssueCertificate:output_type -> swarm.rpc.v1.IssueCertificateResponse
-	5,  // 25: swarm.rpc.v1.Raft.Propose:output_type -> swarm.rpc.v1.ProposeResponse
-	7,  // 26: swarm.rpc.v1.Raft.ReadIndex:output_type -> swarm.rpc.v1.ReadIndexResponse
-	17, // 27: swarm.rpc.v1.Dispatcher.Session:output_type -> swarm.rpc.v1.ManagerMessage
-	23, // [23:28] is the sub-list for method output_type
-	18, // [18:23] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	26, // 0: swarm.rpc.v1.IssueCertificateResponse.managers:type_name -> swarm.rpc.v1.Member
+	6,  // 1: swarm.rpc.v1.ProposeResponse.answers:type_name -> swarm.rpc.v1.CommitAnswer
+	10, // 2: swarm.rpc.v1.AgentMessage.hello:type_name -> swarm.rpc.v1.Hello
+	11, // 3: swarm.rpc.v1.AgentMessage.beat:type_name -> swarm.rpc.v1.Beat
+	12, // 4: swarm.rpc.v1.AgentMessage.statuses:type_name -> swarm.rpc.v1.TaskStatuses
+	14, // 5: swarm.rpc.v1.AgentMessage.images:type_name -> swarm.rpc.v1.HeldImages
+	17, // 6: swarm.rpc.v1.AgentMessage.goodbye:type_name -> swarm.rpc.v1.Goodbye
+	13, // 7: swarm.rpc.v1.TaskStatuses.statuses:type_name -> swarm.rpc.v1.TaskStatus
+	15, // 8: swarm.rpc.v1.HeldImages.images:type_name -> swarm.rpc.v1.HeldImage
+	16, // 9: swarm.rpc.v1.HeldImage.platforms:type_name -> swarm.rpc.v1.Platform
+	19, // 10: swarm.rpc.v1.ManagerMessage.welcome:type_name -> swarm.rpc.v1.Welcome
+	20, // 11: swarm.rpc.v1.ManagerMessage.assignments:type_name -> swarm.rpc.v1.Assignments
+	24, // 12: swarm.rpc.v1.ManagerMessage.ack:type_name -> swarm.rpc.v1.StatusAck
+	25, // 13: swarm.rpc.v1.ManagerMessage.roster:type_name -> swarm.rpc.v1.Roster
+	27, // 14: swarm.rpc.v1.ManagerMessage.order:type_name -> swarm.rpc.v1.NodeOrder
+	21, // 15: swarm.rpc.v1.Assignments.tasks:type_name -> swarm.rpc.v1.Assignment
+	22, // 16: swarm.rpc.v1.Assignments.specs:type_name -> swarm.rpc.v1.ServiceSpec
+	23, // 17: swarm.rpc.v1.Assignments.holders:type_name -> swarm.rpc.v1.ImageHolders
+	26, // 18: swarm.rpc.v1.Roster.members:type_name -> swarm.rpc.v1.Member
+	0,  // 19: swarm.rpc.v1.CertificateAuthority.RootCertificate:input_type -> swarm.rpc.v1.RootCertificateRequest
+	2,  // 20: swarm.rpc.v1.CertificateAuthority.IssueCertificate:input_type -> swarm.rpc.v1.IssueCertificateRequest
+	4,  // 21: swarm.rpc.v1.Raft.Propose:input_type -> swarm.rpc.v1.ProposeRequest
+	7,  // 22: swarm.rpc.v1.Raft.ReadIndex:input_type -> swarm.rpc.v1.ReadIndexRequest
+	9,  // 23: swarm.rpc.v1.Dispatcher.Session:input_type -> swarm.rpc.v1.AgentMessage
+	1,  // 24: swarm.rpc.v1.CertificateAuthority.RootCertificate:output_type -> swarm.rpc.v1.RootCertificateResponse
+	3,  // 25: swarm.rpc.v1.CertificateAuthority.IssueCertificate:output_type -> swarm.rpc.v1.IssueCertificateResponse
+	5,  // 26: swarm.rpc.v1.Raft.Propose:output_type -> swarm.rpc.v1.ProposeResponse
+	8,  // 27: swarm.rpc.v1.Raft.ReadIndex:output_type -> swarm.rpc.v1.ReadIndexResponse
+	18, // 28: swarm.rpc.v1.Dispatcher.Session:output_type -> swarm.rpc.v1.ManagerMessage
+	24, // [24:29] is the sub-list for method output_type
+	19, // [19:24] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_rpc_node_proto_init() }
@@ -1937,14 +1985,14 @@ func file_rpc_node_proto_init() {
 	if File_rpc_node_proto != nil {
 		return
 	}
-	file_rpc_node_proto_msgTypes[8].OneofWrappers = []any{
+	file_rpc_node_proto_msgTypes[9].OneofWrappers = []any{
 		(*AgentMessage_Hello)(nil),
 		(*AgentMessage_Beat)(nil),
 		(*AgentMessage_Statuses)(nil),
 		(*AgentMessage_Images)(nil),
 		(*AgentMessage_Goodbye)(nil),
 	}
-	file_rpc_node_proto_msgTypes[17].OneofWrappers = []any{
+	file_rpc_node_proto_msgTypes[18].OneofWrappers = []any{
 		(*ManagerMessage_Welcome)(nil),
 		(*ManagerMessage_Assignments)(nil),
 		(*ManagerMessage_Ack)(nil),
@@ -1957,7 +2005,7 @@ func file_rpc_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_rpc_node_proto_rawDesc), len(file_rpc_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   27,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

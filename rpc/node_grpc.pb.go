@@ -183,7 +183,7 @@ const (
 //
 // Raft carries what is not a raft stream between managers. Managers only.
 type RaftClient interface {
-	// Propose commits an encoded commit on the leader. The caller waits until its own replica has the index.
+	// Propose commits encoded commits on the leader, each on its own. The caller waits until its own replica has the index.
 	Propose(ctx context.Context, in *ProposeRequest, opts ...grpc.CallOption) (*ProposeResponse, error)
 	// ReadIndex answers with an index that a linearizable read has to wait for.
 	ReadIndex(ctx context.Context, in *ReadIndexRequest, opts ...grpc.CallOption) (*ReadIndexResponse, error)
@@ -223,7 +223,7 @@ func (c *raftClient) ReadIndex(ctx context.Context, in *ReadIndexRequest, opts .
 //
 // Raft carries what is not a raft stream between managers. Managers only.
 type RaftServer interface {
-	// Propose commits an encoded commit on the leader. The caller waits until its own replica has the index.
+	// Propose commits encoded commits on the leader, each on its own. The caller waits until its own replica has the index.
 	Propose(context.Context, *ProposeRequest) (*ProposeResponse, error)
 	// ReadIndex answers with an index that a linearizable read has to wait for.
 	ReadIndex(context.Context, *ReadIndexRequest) (*ReadIndexResponse, error)

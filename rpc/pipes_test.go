@@ -324,7 +324,7 @@ func (services) IssueCertificate(ctx context.Context, _ *IssueCertificateRequest
 }
 
 func (services) Propose(ctx context.Context, r *ProposeRequest) (*ProposeResponse, error) {
-	return &ProposeResponse{Index: uint64(len(r.Commit))}, nil
+	return &ProposeResponse{Answers: []*CommitAnswer{{Index: uint64(len(r.Commits[0]))}}}, nil
 }
 
 func (services) ReadIndex(context.Context, *ReadIndexRequest) (*ReadIndexResponse, error) {
