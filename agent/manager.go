@@ -67,6 +67,7 @@ func (m *membership) manage(ctx context.Context, server *rpc.Server) error {
 		NodeID: rec.NodeID,
 		Store:  store,
 		Log:    m.node.rootLog.With("component", "dispatcher"),
+		Probe:  m.dialer.Accepts,
 	})
 	m.manager.Store(mg)
 	defer m.manager.Store(nil)

@@ -44,6 +44,7 @@ func (s Session) Heard() bool { return s.Presence == PresenceHeard }
 
 // Observe takes what was learned of a node's agent, and says it in the API's words too.
 func (n *Node) Observe(s Session) {
+	s.Since = s.Since.UTC().Round(0)
 	n.Session = s
 	n.Status.State, n.Status.Message = s.status()
 }

@@ -116,3 +116,13 @@ func (c *caller) joining(ctx context.Context, method string, request, answer any
 func (d *Dialer) caller(address, protocol string, manager bool) *caller {
 	return &caller{network: d.Network, address: address, protocol: protocol, manager: manager, identity: d.Identity, roots: d.Identity.Roots}
 }
+
+// Accepts says whether a node's port takes a connection, which is closed again without a word: nil when it does. It tells a
+// machine whose agent is gone, where the port is still held open, from one of which nothing is left.
+func (d *Dialer) Accepts(ctx context.Context, address string) error {
+	conn, err := d.Network.Dial(ctx, "tcp", address)
+	if err != nil {
+		return err
+	}
+	return conn.Close()
+}

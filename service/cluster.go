@@ -38,7 +38,7 @@ func (c *cluster) refresh(state *raftstore.State, nodeID string) (moved, room bo
 		return known, false
 	}
 	n := scheduler.Node{
-		Facts: factsOf(row), Open: open(row),
+		Facts: factsOf(row), Open: open(row), Silent: unheard(row),
 		NanoCPUs: row.Description.Resources.NanoCPUs, MemoryBytes: row.Description.Resources.MemoryBytes,
 		Load: loadOf(state, nodeID),
 	}
@@ -66,9 +66,18 @@ func (c *cluster) sorted() []*machine {
 	return c.ordered
 }
 
-// open says whether a node takes new tasks. One that announced that it restarts will be back in a moment.
+// open says whether a node takes new tasks.
 func open(n *raftstore.Node) bool {
-	return (n.Session.Heard() || n.Session.Presence == raftstore.PresenceAnnounced) && n.Spec.Availability == swarm.NodeAvailabilityActive
+	return n.Session.Presence != raftstore.PresenceDown && !unheard(n) && n.Spec.Availability == swarm.NodeAvailabilityActive
+}
+
+// unheard says that nobody hears a node that is not down yet. One that announced that it restarts will be back in a moment.
+func unheard(n *raftstore.Node) bool {
+	switch n.Session.Presence {
+	case raftstore.PresenceHeard, raftstore.PresenceAnnounced, raftstore.PresenceDown:
+		return false
+	}
+	return true
 }
 
 func factsOf(n *raftstore.Node) spec.Facts {

@@ -22,10 +22,6 @@ const FormatVersion = 1
 
 // Bounds of what sessions may hold and send.
 const (
-	// beatsPerGrace is how many beats fit into the grace time, beatsMissed how many must be missing for a node to count as silent.
-	beatsPerGrace = 10
-	beatsMissed   = 4
-
 	helloTimeout = 10 * time.Second
 	writeTimeout = 10 * time.Second
 
@@ -59,6 +55,9 @@ type Config struct {
 	Log    *slog.Logger
 	// Peer says who is at the other end of a call; nil: rpc.PeerFrom.
 	Peer func(context.Context) rpc.Peer
+	// Probe asks whether a node's port accepts connections: nil when one was made, which is closed again. It ends with its
+	// context. Without it a node whose stream broke can only be suspected.
+	Probe func(ctx context.Context, address string) error
 }
 
 // Dispatcher implements rpc.DispatcherServer.
@@ -69,6 +68,7 @@ type Dispatcher struct {
 	peer   func(context.Context) rpc.Peer
 	roster *roster
 	writer *writer
+	prober *prober
 	// voters is raft's configuration as route last saw it: whether each manager in it votes.
 	voters atomic.Pointer[map[string]bool]
 
@@ -78,6 +78,10 @@ type Dispatcher struct {
 	sessions map[string]*session
 	// begun are the times of each node's latest sessions.
 	begun map[string][]time.Time
+	// debts are rows that say of this manager's sessions what is not so.
+	debts map[string]debt
+	// owes receives after a new debt.
+	owes chan struct{}
 }
 
 // New makes a dispatcher; its sessions are refused until Run.
@@ -87,7 +91,8 @@ func New(cfg Config) *Dispatcher {
 	}
 	d := &Dispatcher{
 		cfg: cfg, log: cfg.Log, peer: cfg.Peer, roster: newRoster(),
-		sessions: map[string]*session{}, begun: map[string][]time.Time{},
+		prober: newProber(cfg.Probe), sessions: map[string]*session{}, begun: map[string][]time.Time{},
+		debts: map[string]debt{}, owes: make(chan struct{}, 1),
 	}
 	d.writer = newWriter(cfg.Store, cfg.Log)
 	return d
@@ -103,6 +108,7 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 	d.mu.Unlock()
 	g.Go(func() error { return d.route(ctx) })
 	g.Go(func() error { return d.writer.run(ctx) })
+	g.Go(func() error { return d.settle(ctx) })
 	return g.Wait()
 }
 
@@ -124,6 +130,7 @@ func (d *Dispatcher) route(ctx context.Context) error {
 			}
 			settings = s
 		}
+		d.audit(state, dirty)
 		d.wake(dirty, members, changed)
 		select {
 		case <-ctx.Done():

@@ -120,48 +120,6 @@ func TestNodeGoesDownAfterTheGraceTimeAndItsTasksAreReplacedAtOnce(t *testing.T)
 	})
 }
 
-func TestSilenceOnAnOpenStreamCounts(t *testing.T) {
-	withManager(t, 2, func(m *manager) {
-		m.start("n1", "n2")
-		m.create("web", 2)
-		settled(30 * time.Second)
-		m.agents["n2"].silence(true)
-		settled(2600 * time.Millisecond)
-		n, _ := m.store.Local().Nodes.Get("n2")
-		if n.Session.Presence != raftstore.PresenceSuspect || n.Session.Silence < 2*time.Second || n.Status.State != swarm.NodeStateUnknown {
-			t.Fatalf("after 2.6 s: %+v %s", n.Session, n.Status.State)
-		}
-		m.agents["n2"].silence(false)
-		settled(600 * time.Millisecond)
-		if n, _ := m.store.Local().Nodes.Get("n2"); !n.Session.Heard() {
-			t.Fatal("heard again, and not written")
-		}
-		m.agents["n2"].silence(true)
-		settled(5600 * time.Millisecond)
-		if m.nodeState("n2") != swarm.NodeStateDown {
-			t.Fatal("not down although silent for longer than the grace time")
-		}
-		m.expect("web.1 n1 running, web.2 n1 running")
-	})
-}
-
-func TestGoodbyeToLeaveNeedsNoGraceTime(t *testing.T) {
-	withManager(t, 2, func(m *manager) {
-		m.start("n1", "n2")
-		settled(30 * time.Second)
-		m.agents["n2"].send(&rpc.AgentMessage{Kind: &rpc.AgentMessage_Goodbye{Goodbye: &rpc.Goodbye{Reason: "leave"}}})
-		settled(10 * time.Millisecond)
-		if m.nodeState("n2") != swarm.NodeStateDown {
-			t.Fatal("not down")
-		}
-		m.agents["n1"].send(&rpc.AgentMessage{Kind: &rpc.AgentMessage_Goodbye{Goodbye: &rpc.Goodbye{Reason: "restart"}}})
-		settled(time.Second)
-		if m.nodeState("n1") != swarm.NodeStateDisconnected {
-			t.Fatal("a restart has its grace time")
-		}
-	})
-}
-
 func TestDrainMovesTasks(t *testing.T) {
 	withManager(t, 2, func(m *manager) {
 		m.start("n1", "n2")
@@ -511,52 +469,4 @@ func TestTwoOrchestratorsDoNothingTwice(t *testing.T) {
 			t.Fatalf("%d tasks run, %d are there, want %d", got, m.store.Local().Tasks.Len(), want)
 		}
 	})
-}
-
-func TestNodesOfALostManagerGetTwiceTheTime(t *testing.T) {
-	withManager(t, 3, func(m *manager) {
-		m.start("n1")
-		settled(30 * time.Second)
-		m.update(func(tx *raftstore.Tx) {
-			row, _ := tx.Nodes.Get("n2")
-			n := *row
-			n.Observe(raftstore.Session{Manager: "lost", ID: "s", Presence: raftstore.PresenceHeard})
-			tx.PutObservedNode(n)
-		})
-		settled(9900 * time.Millisecond)
-		if m.nodeState("n2") == swarm.NodeStateDown {
-			t.Fatal("too early: nobody was there to hear it")
-		}
-		settled(200 * time.Millisecond)
-		if m.nodeState("n2") != swarm.NodeStateDown {
-			t.Fatal("not down")
-		}
-		if m.nodeState("n3") != swarm.NodeStateDown {
-			t.Fatal("a node that never came counts as down too")
-		}
-		m.start("n2")
-		if m.nodeState("n2") != swarm.NodeStateReady {
-			t.Fatal("not back")
-		}
-	})
-}
-
-// A new leader does not know for how long nodes were silent, so it lets nothing happen to their tasks at first.
-func TestNewLeaderGivesMissingNodesTwiceTheTime(t *testing.T) {
-	now := time.Now()
-	l := &liveness{self: "n1", missing: map[string]absence{}, managers: map[string]bool{"n1": true}}
-	n := &raftstore.Node{Session: raftstore.Session{Manager: "n1", ID: "s", Silence: 2 * time.Second}}
-	n.ID, n.Status.State = "n2", swarm.NodeStateReady
-	l.judge(n, 5*time.Second, now)
-	if due := l.due(now.Add(9999 * time.Millisecond)); len(due) > 0 {
-		t.Error("too early after leader start")
-	}
-	l.begun, l.missing = true, map[string]absence{}
-	l.judge(n, 5*time.Second, now)
-	if due := l.due(now.Add(2999 * time.Millisecond)); len(due) > 0 {
-		t.Error("too early")
-	}
-	if due := l.due(now.Add(3 * time.Second)); len(due) != 1 {
-		t.Error("the silence before the report counts")
-	}
 }

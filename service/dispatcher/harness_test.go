@@ -48,7 +48,24 @@ type manager struct {
 	d      *Dispatcher
 	ctx    context.Context
 	agents map[string]*agent
+	// ports says what the node's ports do when they are asked: "accepts", or nothing for those that refuse, or "silent".
+	ports sync.Map
 }
+
+// probe is what dialing a node's port would tell.
+func (m *manager) probe(ctx context.Context, address string) error {
+	switch does, _ := m.ports.Load(address); does {
+	case "accepts":
+		return nil
+	case "silent":
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return errors.New("connection refused")
+}
+
+// port sets what a node's port does.
+func (m *manager) port(nodeID, does string) { m.ports.Store(nodeID+":2377", does) }
 
 // withManager runs a test in a bubble with one manager whose cluster has the nodes given.
 func withManager(t *testing.T, nodes int, test func(m *manager)) {
@@ -70,7 +87,7 @@ func withManager(t *testing.T, nodes int, test func(m *manager)) {
 		}
 		ctx, cancel := context.WithCancel(context.Background())
 		m := &manager{t: t, store: store, ctx: ctx, agents: map[string]*agent{}}
-		m.d = New(Config{NodeID: "n1", Store: store, Log: log, Peer: func(ctx context.Context) rpc.Peer {
+		m.d = New(Config{NodeID: "n1", Store: store, Log: log, Probe: m.probe, Peer: func(ctx context.Context) rpc.Peer {
 			return rpc.Peer{NodeID: ctx.Value(nodeKey{}).(string), Role: rpc.Worker}
 		}})
 		var work errgroup.Group

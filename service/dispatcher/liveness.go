@@ -1,80 +1,49 @@
 package dispatcher
 
 import (
-	"context"
 	"maps"
 	"slices"
 	"time"
 
 	"swarm/raftstore"
-
-	"github.com/moby/moby/api/types/swarm"
 )
 
-// RunLiveness writes nodes down after the grace time. Leader only: run it inside WhileLeader.
-func (d *Dispatcher) RunLiveness(ctx context.Context) error {
-	watch := d.cfg.Store.Watch()
-	defer watch.Close()
-	l := &liveness{self: d.cfg.NodeID, missing: map[string]absence{}}
-	for ctx.Err() == nil {
-		state, dirty := watch.Take()
-		now := time.Now()
-		if set := settingsOf(state); set.known {
-			l.look(state, dirty, d.reachable(), set.grace, now)
-		}
-		if due := l.due(now); len(due) > 0 || len(l.gone) > 0 {
-			if err := d.writeDown(ctx, due, l.gone); err != nil {
-				if ctx.Err() == nil {
-					d.log.Warn("lost nodes not written down, will retry", "err", err)
-				}
-			} else {
-				l.written(due)
-			}
-		}
-		timer := time.NewTimer(l.wait(time.Now()))
-		select {
-		case <-ctx.Done():
-		case <-watch.Changed():
-		case <-timer.C:
-		}
-		timer.Stop()
-	}
-	return nil
-}
-
-// reachable lists the managers that the leader hears.
-func (d *Dispatcher) reachable() map[string]bool {
-	members := map[string]bool{}
-	for _, m := range d.cfg.Store.Members() {
-		members[m.NodeID] = m.Reachable
-	}
-	return members
-}
-
-// liveness is what a leader remembers of nodes that nobody hears. All nodes but those in missing are down already, or in a session.
+// liveness is what a leader remembers of nodes that nobody hears: the pure part of the loop in leader.go.
+// All nodes but those in missing are down already, or in a session.
 type liveness struct {
 	self string
 	// begun is false until the first look: how long a node was missing before is not known then.
 	begun    bool
+	grace    time.Duration
 	managers map[string]bool
-	missing  map[string]absence
+	missing  map[string]*absence
 	// gone are nodes whose rows vanished, which hold no images any more.
 	gone []string
+	// next is when something may be due; zero: nothing is.
+	next time.Time
 }
 
 // absence is a node without a session that counts.
 type absence struct {
-	session  raftstore.Session
-	deadline time.Time
+	session raftstore.Session
+	address string
+	// down is when the node is down unless it is heard before, look when its presence is to be judged again; zero: not at all.
+	down, look time.Time
 }
+
+func newLiveness(self string) *liveness {
+	return &liveness{self: self, missing: map[string]*absence{}}
+}
+
+func (l *liveness) beats(n int) time.Duration { return time.Duration(n) * l.grace / beatsPerGrace }
 
 // look takes up what changed: rows, and which managers are heard.
 func (l *liveness) look(state *raftstore.State, dirty raftstore.Dirty, managers map[string]bool, grace time.Duration, now time.Time) {
 	heard := l.heard(state, managers)
-	if dirty.All || !l.begun || !maps.Equal(heard, l.managers) {
-		l.managers = heard
+	if dirty.All || !l.begun || !maps.Equal(heard, l.managers) || grace != l.grace {
+		l.managers, l.grace = heard, grace
 		for n := range state.Nodes.All() {
-			l.judge(n, grace, now)
+			l.judge(n, now)
 		}
 		for id := range l.missing {
 			if _, ok := state.Nodes.Get(id); !ok {
@@ -85,7 +54,7 @@ func (l *liveness) look(state *raftstore.State, dirty raftstore.Dirty, managers 
 	} else {
 		for id := range dirty.Nodes {
 			if n, ok := state.Nodes.Get(id); ok {
-				l.judge(n, grace, now)
+				l.judge(n, now)
 			} else {
 				delete(l.missing, id)
 				l.gone = append(l.gone, id)
@@ -120,84 +89,122 @@ func (l *liveness) heard(state *raftstore.State, reachable map[string]bool) map[
 }
 
 // judge decides whether a node is missing, and until when it may be.
-func (l *liveness) judge(n *raftstore.Node, grace time.Duration, now time.Time) {
-	managerHeard := l.managers[n.Session.Manager]
-	if n.Status.State == swarm.NodeStateDown || n.Session.Heard() && managerHeard {
+func (l *liveness) judge(n *raftstore.Node, now time.Time) {
+	s := n.Session
+	if s.Presence == raftstore.PresenceDown || s.Heard() && l.managers[s.Manager] {
 		delete(l.missing, n.ID)
 		return
 	}
-	if a, known := l.missing[n.ID]; known && a.session == n.Session {
+	before := l.missing[n.ID]
+	if before != nil && sameSession(before.session, s) && before.session.Presence == s.Presence && before.session.Since.Equal(s.Since) {
 		return
 	}
-	deadline := now.Add(grace - n.Session.Silence)
-	if !l.begun || !managerHeard {
-		// Nobody heard the node because nobody was there to hear it: it gets time to find another manager.
-		deadline = now.Add(2 * grace)
+	a := &absence{session: s, address: n.Address}
+	l.missing[n.ID] = a
+	switch {
+	case s.Presence == raftstore.PresenceAnnounced && forGood(s.Reason):
+		a.down = now
+	case s.Presence == raftstore.PresenceAnnounced:
+		a.look = now.Add(l.beats(announcedBeats))
+	case s.Heard() && s.Manager == n.ID && l.begun:
+		// A manager that served itself and is lost: its port tells more.
+		a.look, a.down = now, now.Add(l.grace)
+	case s.Heard() && s.Manager == n.ID:
+		a.look, a.down = now, now.Add(2*l.grace)
+	case s.Heard():
+		// Its manager is lost, so nobody knows: it gets time to find another one.
+		a.look, a.down = now.Add(l.beats(patienceBeats)), now.Add(2*l.grace)
+	case before != nil && sameSession(before.session, s) && !before.down.IsZero() &&
+		(s.Presence == raftstore.PresenceLost || !l.managers[s.Manager]):
+		a.down = before.down
+	case !l.begun || !l.managers[s.Manager] || s.Presence == raftstore.PresenceLost || s.Presence == "":
+		// Nobody heard the node because nobody was there to hear it.
+		a.down = now.Add(2 * l.grace)
+	default:
+		a.down = now.Add(l.grace - s.Silence)
+		if before != nil && sameSession(before.session, s) && before.down.After(a.down) {
+			a.down = before.down
+		}
 	}
-	l.missing[n.ID] = absence{n.Session, deadline}
+	if s.Presence == raftstore.PresenceAway {
+		a.look = now.Add(l.beats(reprobeBeats))
+	}
+	l.soon(a)
 }
 
-// due are the nodes whose time is over.
-func (l *liveness) due(now time.Time) map[string]raftstore.Session {
-	due := map[string]raftstore.Session{}
+func sameSession(a, b raftstore.Session) bool { return a.Manager == b.Manager && a.ID == b.ID }
+
+// soon brings next forward to when a is due.
+func (l *liveness) soon(a *absence) {
+	for _, at := range []time.Time{a.down, a.look} {
+		if !at.IsZero() && (l.next.IsZero() || at.Before(l.next)) {
+			l.next = at
+		}
+	}
+}
+
+// due is what a leader has to do now about missing nodes: rows to write, and ports to ask before more can be said.
+func (l *liveness) due(now time.Time) (write map[string]verdict, probe map[string]*absence) {
+	if l.next.IsZero() || now.Before(l.next) {
+		return nil, nil
+	}
+	write, probe = map[string]verdict{}, map[string]*absence{}
+	l.next = time.Time{}
 	for id, a := range l.missing {
-		if !now.Before(a.deadline) {
-			due[id] = a.session
-		}
-	}
-	return due
-}
-
-func (l *liveness) written(due map[string]raftstore.Session) {
-	for id := range due {
-		delete(l.missing, id)
-	}
-	l.gone = nil
-}
-
-// wait is how long until something may be due. Whether managers are heard is no change of state, so it is looked at now and then.
-func (l *liveness) wait(now time.Time) time.Duration {
-	next := memberCheck
-	for _, a := range l.missing {
-		next = min(next, max(a.deadline.Sub(now), time.Millisecond))
-	}
-	return next
-}
-
-// writeDown writes nodes down whose session is still the one that was missed, and forgets removed nodes as holders of images.
-func (d *Dispatcher) writeDown(ctx context.Context, due map[string]raftstore.Session, gone []string) error {
-	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
-	defer cancel()
-	var down []string
-	err := d.cfg.Store.Update(ctx, func(tx *raftstore.Tx) error {
-		down = down[:0]
-		for id, session := range due {
-			row, ok := tx.Nodes.Get(id)
-			if !ok || row.Session != session || row.Status.State == swarm.NodeStateDown {
-				continue
+		switch {
+		case over(a.down, now) && len(write) < verdictsPerCommit:
+			write[id] = verdict{a.session, l.written(a, raftstore.PresenceDown, now)}
+		case over(a.down, now): // its turn comes with the next commit
+		case over(a.look, now) && a.session.Heard() && a.session.Manager != id:
+			if len(write) < verdictsPerCommit {
+				write[id] = verdict{a.session, l.written(a, raftstore.PresenceLost, now)}
 			}
-			n := *row
-			s := row.Session
-			s.Presence, s.Since = raftstore.PresenceDown, time.Now()
-			n.Observe(s)
-			tx.PutObservedNode(n)
-			down = append(down, id)
+		case over(a.look, now):
+			probe[id] = a
+			a.look = time.Time{} // until the port has answered
 		}
-		sets := map[string]map[string]*raftstore.Image{}
-		for _, id := range gone {
-			if _, ok := tx.Nodes.Get(id); !ok {
-				sets[id] = map[string]*raftstore.Image{}
-			}
-		}
-		writeImages(tx, sets)
+		l.soon(a)
+	}
+	return write, probe
+}
+
+func over(at, now time.Time) bool { return !at.IsZero() && !now.Before(at) }
+
+// probed takes the answer of a node's port. What it changes is returned, nil for nothing.
+func (l *liveness) probed(id string, asked *absence, answers bool, now time.Time) map[string]verdict {
+	a := l.missing[id]
+	if a != asked {
+		return nil // something newer is known
+	}
+	presence := sight{closed: true, answers: answers}.presence(0)
+	a.look = now.Add(l.beats(reprobeBeats))
+	l.soon(a)
+	if presence == a.session.Presence {
 		return nil
-	})
-	if err != nil {
-		return err
 	}
-	slices.Sort(down)
-	for _, id := range down {
-		d.log.Info("node state", "node", id, "state", swarm.NodeStateDown, "reason", "heartbeat failure")
+	return map[string]verdict{id: {a.session, l.written(a, presence, now)}}
+}
+
+// written is the row's session for a new presence. An announced restart was no silence; one that took too long begins one.
+func (l *liveness) written(a *absence, presence raftstore.Presence, now time.Time) raftstore.Session {
+	s := a.session
+	if !a.down.IsZero() {
+		s.Silence = max(s.Silence, l.grace-a.down.Sub(now))
 	}
-	return nil
+	if s.Presence == raftstore.PresenceAnnounced && presence != raftstore.PresenceDown {
+		s.Reason, s.Silence = "", 0
+	}
+	s.Presence, s.Since = presence, now
+	return s
+}
+
+// verdict is what shall be written of a node whose session is still the one that it is about.
+type verdict struct{ about, now raftstore.Session }
+
+// wait is how long until something may be due; at most most.
+func (l *liveness) wait(now time.Time, most time.Duration) time.Duration {
+	if l.next.IsZero() {
+		return most
+	}
+	return min(most, max(l.next.Sub(now), time.Millisecond))
 }

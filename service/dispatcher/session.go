@@ -202,14 +202,18 @@ func (s *session) connect() (*rpc.Welcome, error) {
 	}, nil
 }
 
+// writeConnected writes that the node is here, unless the row says so already.
 func (s *session) writeConnected(ctx context.Context) error {
-	was := swarm.NodeState("")
+	was := raftstore.Presence("")
 	err := s.d.cfg.Store.Update(ctx, func(tx *raftstore.Tx) error {
 		row, ok := tx.Nodes.Get(s.nodeID)
 		if !ok {
 			return errRemoved
 		}
-		was = row.Status.State
+		was = row.Session.Presence
+		if row.Session.ID == s.id && row.Session.Heard() {
+			return nil
+		}
 		n := *row
 		n.Description, n.Address = s.description, s.address
 		host, _, _ := net.SplitHostPort(s.address)
@@ -218,37 +222,18 @@ func (s *session) writeConnected(ctx context.Context) error {
 		tx.PutObservedNode(n)
 		return nil
 	})
-	if err == nil && was != swarm.NodeStateReady {
-		s.d.log.Info("node state", "node", s.nodeID, "state", swarm.NodeStateReady, "before", was)
+	if err == nil && was != raftstore.PresenceHeard {
+		s.d.log.Info("node state", "node", s.nodeID, "presence", raftstore.PresenceHeard, "before", was)
 	}
 	return err
-}
-
-// writeAbsent writes what is known of a node that is not heard, unless a newer session says otherwise.
-func (s *session) writeAbsent(presence raftstore.Presence, reason string, silence time.Duration) error {
-	ctx, cancel := context.WithTimeout(s.d.runningContext(), writeTimeout)
-	defer cancel()
-	return s.d.cfg.Store.Update(ctx, func(tx *raftstore.Tx) error {
-		row, ok := tx.Nodes.Get(s.nodeID)
-		if !ok || row.Session.ID != s.id {
-			return nil
-		}
-		n := *row
-		n.Observe(raftstore.Session{
-			Manager: s.d.cfg.NodeID, ID: s.id, Presence: presence, Reason: reason, Silence: silence, Since: time.Now(),
-		})
-		tx.PutObservedNode(n)
-		return nil
-	})
 }
 
 // serve takes messages until the session ends, and watches for silence.
 func (s *session) serve(messages <-chan received, beat time.Duration) (err error) {
 	s.d.log.Info("session begun", "node", s.nodeID, "address", s.address)
-	patience, grace := beatsMissed*beat, beatsPerGrace*beat
+	w := &watcher{s: s, beat: beat, answers: make(chan bool, 1), check: time.NewTimer(probeBeats * beat)}
+	defer w.check.Stop()
 	goodbye := ""
-	check := time.NewTimer(patience)
-	defer check.Stop()
 	for err == nil {
 		select {
 		case r := <-messages:
@@ -256,37 +241,68 @@ func (s *session) serve(messages <-chan received, beat time.Duration) (err error
 				s.speaks()
 				goodbye, err = s.take(r.message)
 			}
-		case <-check.C:
-			quiet := s.quiet()
-			if quiet > 2*grace {
-				err = fmt.Errorf("no beats came, the session is over: %w", context.DeadlineExceeded)
-			} else if quiet >= patience {
-				s.isSilent(quiet)
-				check.Reset(patience)
-			} else {
-				check.Reset(patience - quiet)
-			}
+		case <-w.check.C:
+			err = w.look()
+		case w.answered = <-w.answers:
+			w.asking = false
+			err = w.look()
 		case <-s.ctx.Done():
 			err = context.Cause(s.ctx)
 		}
 	}
-	return s.over(err, goodbye, grace)
+	return s.over(err, goodbye, beat)
 }
 
 // quiet is how long ago the last message came.
 func (s *session) quiet() time.Duration { return time.Since(s.begun) - time.Duration(s.heard.Load()) }
 
-// isSilent writes once that the node is silent. Without a leader it is tried again later.
-func (s *session) isSilent(quiet time.Duration) {
-	if s.silent.Load() {
-		return
+// watcher watches an open stream for silence: it asks the node's port first, and judges when the beats' time is over.
+type watcher struct {
+	s    *session
+	beat time.Duration
+	// check is when to look again.
+	check *time.Timer
+	// asked is when the latest probe began, asking says that it is under way, answered what it said.
+	asked            time.Time
+	asking, answered bool
+	answers          chan bool
+	// told is what was written of a silence, and when.
+	told   raftstore.Presence
+	toldAt time.Time
+}
+
+// look does what the length of the silence asks for, and sets the time of the next look.
+func (w *watcher) look() error {
+	quiet, patience := w.s.quiet(), patienceBeats*w.beat
+	// What was learned before the last message came is of another silence.
+	within := func(at time.Time) bool { return !at.IsZero() && time.Since(at) <= quiet }
+	switch {
+	case quiet > 2*beatsPerGrace*w.beat:
+		return fmt.Errorf("no beats came, the session is over: %w", context.DeadlineExceeded)
+	case quiet < probeBeats*w.beat:
+		w.check.Reset(probeBeats*w.beat - quiet)
+		return nil
+	case !w.asking && !within(w.asked):
+		w.asked, w.asking, w.answered = time.Now(), true, false
+		go func() { w.answers <- w.s.d.prober.answers(w.s.ctx, w.s.address, patience-probeBeats*w.beat) }()
 	}
-	if err := s.writeAbsent(raftstore.PresenceSuspect, "", quiet); err != nil {
-		s.d.log.Warn("silence of node not written, will retry", "node", s.nodeID, "err", err)
-		return
+	if quiet < patience {
+		w.check.Reset(patience - quiet)
+		return nil
 	}
-	s.silent.Store(true)
-	s.d.log.Info("node silent", "node", s.nodeID, "for", quiet)
+	w.check.Reset(patience)
+	presence := sight{quiet: quiet, answers: w.answered && within(w.asked)}.presence(patience)
+	if presence == w.told && within(w.toldAt) {
+		return nil
+	}
+	// Set first: the next message has it written that the node is heard. Without a leader it is tried again at the next look.
+	w.s.silent.Store(true)
+	if err := w.s.writeAbsent(presence, "", quiet); err != nil {
+		w.s.d.log.Warn("silence of node not written, will retry", "node", w.s.nodeID, "err", err)
+		return nil
+	}
+	w.told, w.toldAt = presence, time.Now()
+	return nil
 }
 
 // speaks writes that a silent node is heard again.
@@ -296,28 +312,32 @@ func (s *session) speaks() {
 	}
 	ctx, cancel := context.WithTimeout(s.ctx, writeTimeout)
 	defer cancel()
-	if err := s.writeConnected(ctx); err != nil {
-		s.d.log.Warn("return of node not written, will retry", "node", s.nodeID, "err", err)
-		return
-	}
+	// Cleared first: a verdict that is written meanwhile sets it again.
 	s.silent.Store(false)
-	s.d.log.Info("node heard again", "node", s.nodeID)
+	if err := s.writeConnected(ctx); err != nil {
+		s.silent.Store(true)
+		s.d.log.Warn("return of node not written, will retry", "node", s.nodeID, "err", err)
+	}
 }
 
-// over writes how the session ended. A node that said that it leaves has no grace time.
-func (s *session) over(err error, goodbye string, grace time.Duration) error {
-	silence, presence := s.quiet(), raftstore.PresenceSuspect
-	switch goodbye {
-	case goodbyeLeave, goodbyeShutdown:
-		silence, presence = grace, raftstore.PresenceAnnounced
-	case goodbyeRestart:
-		presence = raftstore.PresenceAnnounced
-	}
+// over writes what the end of the session says of the node.
+func (s *session) over(err error, goodbye string, beat time.Duration) error {
 	s.d.log.Info("session over", "node", s.nodeID, "goodbye", goodbye, "reason", err)
-	// A manager that lost the leader cannot write; the next leader counts the grace time itself.
-	if !s.replaced.Load() && s.d.runningContext().Err() == nil && !errdefs.IsUnavailable(err) {
-		if writeErr := s.writeAbsent(presence, goodbye, silence); writeErr != nil {
-			s.d.log.Warn("end of session not written, the leader will notice", "node", s.nodeID, "err", writeErr)
+	running := s.d.runningContext()
+	switch {
+	case s.replaced.Load(), errors.Is(err, errRemoved), running.Err() != nil:
+	case errdefs.IsUnavailable(err) && goodbye == "":
+		// This manager ended it and knows nothing of the node: it is up to the next one.
+		s.d.owe(s.nodeID, debt{session: s.id, presence: raftstore.PresenceLost, heard: time.Now(), due: time.Now().Add(patienceBeats * beat)})
+	default:
+		seen := sight{closed: true, goodbye: goodbye, quiet: s.quiet()}
+		if goodbye == "" {
+			seen.answers = s.d.prober.answers(running, s.address, probeBeats*beat)
+		}
+		presence := seen.presence(patienceBeats * beat)
+		if writeErr := s.writeAbsent(presence, goodbye, s.quiet()); writeErr != nil {
+			s.d.log.Warn("end of session not written, will retry", "node", s.nodeID, "err", writeErr)
+			s.d.owe(s.nodeID, debt{session: s.id, presence: presence, reason: goodbye, heard: time.Now().Add(-s.quiet()), due: time.Now()})
 		}
 	}
 	if errors.Is(err, io.EOF) || goodbye != "" {
@@ -326,12 +346,12 @@ func (s *session) over(err error, goodbye string, grace time.Duration) error {
 	return err
 }
 
-// What an agent may say when it ends its session on purpose.
-const (
-	goodbyeRestart  = "restart"
-	goodbyeShutdown = "shutdown"
-	goodbyeLeave    = "leave"
-)
+// writeAbsent writes what is known of a node that is not heard, unless a newer session says otherwise.
+func (s *session) writeAbsent(presence raftstore.Presence, reason string, silence time.Duration) error {
+	ctx, cancel := context.WithTimeout(s.d.runningContext(), writeTimeout)
+	defer cancel()
+	return s.d.writeAbsences(ctx, map[string]debt{s.nodeID: {session: s.id, presence: presence, reason: reason, heard: time.Now().Add(-silence)}})
+}
 
 // take handles one message. After a good-bye it returns io.EOF.
 func (s *session) take(m *rpc.AgentMessage) (goodbye string, err error) {
@@ -343,8 +363,7 @@ func (s *session) take(m *rpc.AgentMessage) (goodbye string, err error) {
 	case *rpc.AgentMessage_Images:
 		return "", s.d.writer.takeImages(s, k.Images)
 	case *rpc.AgentMessage_Goodbye:
-		switch reason := k.Goodbye.GetReason(); reason {
-		case goodbyeShutdown, goodbyeLeave:
+		if reason := k.Goodbye.GetReason(); forGood(reason) {
 			return reason, io.EOF
 		}
 		return goodbyeRestart, io.EOF

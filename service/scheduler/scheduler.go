@@ -31,6 +31,8 @@ type Node struct {
 	spec.Facts
 	// Open says that the node takes new tasks: it is ready and its availability is active.
 	Open bool
+	// Silent says that no manager hears the node at the moment, which is another reason not to give it tasks.
+	Silent bool
 	// NanoCPUs and MemoryBytes are what the node has in all.
 	NanoCPUs, MemoryBytes int64
 	Load
@@ -113,7 +115,7 @@ func (ns *Nodes) Put(n Node) Change {
 }
 
 func sameFacts(a, b *Node) bool {
-	return a.Open == b.Open && a.NanoCPUs == b.NanoCPUs && a.MemoryBytes == b.MemoryBytes &&
+	return a.Open == b.Open && a.Silent == b.Silent && a.NanoCPUs == b.NanoCPUs && a.MemoryBytes == b.MemoryBytes &&
 		a.Hostname == b.Hostname && a.IP == b.IP && a.Role == b.Role && a.Platform == b.Platform &&
 		maps.Equal(a.Labels, b.Labels) && maps.Equal(a.EngineLabels, b.EngineLabels)
 }
@@ -174,6 +176,7 @@ type filter int
 
 const (
 	fits filter = iota
+	silent
 	notOpen
 	noResources
 	constrained
@@ -185,6 +188,8 @@ const (
 // check returns the first filter that refuses a node.
 func (g *Group) check(n *Node) filter {
 	switch {
+	case n.Silent:
+		return silent
 	case !n.Open:
 		return notOpen
 	case g.nanoCPUs > n.NanoCPUs-n.ReservedNanoCPUs && g.nanoCPUs > 0,
@@ -221,6 +226,7 @@ func (t tally) String() string {
 	}
 	parts := []part{
 		{t[notOpen], plural(t[notOpen], "%s not available for new tasks")},
+		{t[silent], plural(t[silent], "no word from %s")},
 		{t[noResources], plural(t[noResources], "insufficient resources on %s")},
 		{t[constrained], plural(t[constrained], "scheduling constraints not satisfied on %s")},
 		{t[otherPlatform], plural(t[otherPlatform], "unsupported platform on %s")},

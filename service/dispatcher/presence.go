@@ -1,0 +1,87 @@
+package dispatcher
+
+import (
+	"context"
+	"time"
+
+	"swarm/raftstore"
+)
+
+// How long things may take, in beats, of which beatsPerGrace fit into the grace time.
+const (
+	beatsPerGrace = 10
+	// probeBeats of silence make a manager ask the node's port, patienceBeats make the node count as silent: whether
+	// it is suspect depends on the answer, which has the time in between.
+	probeBeats    = 2
+	patienceBeats = 4
+	// announcedBeats is how long an agent that said that it restarts may take before the ordinary rules hold.
+	announcedBeats = beatsPerGrace
+	// reprobeBeats is how often a node is asked whose agent is away: its machine may follow.
+	reprobeBeats = 2
+)
+
+// What an agent may say when it ends its session on purpose. Whatever else it says counts as a restart.
+const (
+	goodbyeRestart  = "restart"
+	goodbyeShutdown = "shutdown"
+	goodbyeLeave    = "leave"
+	goodbyeDrain    = "drain"
+)
+
+// forGood says whether a good-bye announces that the node will not be back soon, so that there is nothing to wait for.
+func forGood(goodbye string) bool {
+	return goodbye == goodbyeShutdown || goodbye == goodbyeLeave || goodbye == goodbyeDrain
+}
+
+// sight is what a manager sees of an agent whose session it serves, or did until the stream closed.
+type sight struct {
+	closed bool
+	// goodbye is what the agent said before its stream closed; empty when it said nothing.
+	goodbye string
+	// quiet is how long ago the last message came.
+	quiet time.Duration
+	// answers says that the node's port accepted a connection since; false also when there was no way to ask.
+	answers bool
+}
+
+// presence is what follows from a sight, row by row.
+func (s sight) presence(patience time.Duration) raftstore.Presence {
+	switch {
+	case s.goodbye != "":
+		return raftstore.PresenceAnnounced
+	case !s.closed && s.quiet < patience:
+		return raftstore.PresenceHeard
+	case s.answers:
+		return raftstore.PresenceAway
+	}
+	return raftstore.PresenceSuspect
+}
+
+// probesMax bounds the ports that a manager asks at the same time.
+const probesMax = 512
+
+// prober asks nodes' ports.
+type prober struct {
+	ask  func(ctx context.Context, address string) error
+	room chan struct{}
+}
+
+func newProber(ask func(context.Context, string) error) *prober {
+	return &prober{ask: ask, room: make(chan struct{}, probesMax)}
+}
+
+// answers says whether the port at address accepts within d of being asked, which may have to wait for others.
+func (p *prober) answers(ctx context.Context, address string, d time.Duration) bool {
+	if p.ask == nil || address == "" {
+		return false
+	}
+	select {
+	case p.room <- struct{}{}:
+		defer func() { <-p.room }()
+	case <-ctx.Done():
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	return p.ask(ctx, address) == nil
+}
