@@ -4,6 +4,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"path/filepath"
@@ -26,6 +27,7 @@ type Config struct {
 	NodeResources             []string // NanoCPUs=…, MemoryBytes=…
 	NodeLabels                []string // engine labels, key=value
 	InsecureRegistries        []string // host:port that may be spoken to over plain HTTP
+	MetricsAddr               string   // host:port where other members may read metrics; empty: nowhere
 	Debug                     bool
 	Version                   string
 }
@@ -61,6 +63,7 @@ func RunOn(ctx context.Context, cfg Config, edges Edges) error {
 		ContainerdVersion: edges.ContainerdVersion,
 		DataDir:           cfg.DataDir,
 		StartedAt:         time.Now(),
+		Measure:           n.measure,
 		Log:               edges.Log,
 	})
 	return n.run(ctx)
@@ -75,7 +78,14 @@ func (n *node) run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("open the API socket %s: %w", n.socketPath(), err)
 	}
+	scraped, err := n.openMetrics(ctx)
+	if err != nil {
+		return errors.Join(err, listener.Close())
+	}
 	g, ctx := errgroup.WithContext(ctx)
+	for _, l := range scraped {
+		g.Go(func() error { return n.api.ServeMetrics(ctx, l) })
+	}
 	if n.edges.Beside != nil {
 		g.Go(func() error { return n.edges.Beside(ctx) })
 	}

@@ -21,14 +21,17 @@ type Config struct {
 	Version, ContainerdVersion string
 	DataDir                    string
 	StartedAt                  time.Time
-	Log                        *slog.Logger
+	// Measure reads what the rest of the agent counts; it must not block. Without it these metrics are zero.
+	Measure func() Measured
+	Log     *slog.Logger
 }
 
 // API answers Engine API requests.
 type API struct {
-	cfg    Config
-	log    *slog.Logger
-	events *eventHub
+	cfg     Config
+	log     *slog.Logger
+	events  *eventHub
+	metrics *metrics
 	// led is when a leader was last known, in unix nanoseconds.
 	led atomic.Int64
 	// containers remembers which task a container id belongs to.
@@ -47,14 +50,15 @@ func New(cfg Config) *API {
 		events: newEventHub(),
 	}
 	a.led.Store(time.Now().UnixNano())
+	a.metrics = newMetrics(a)
 	return a
 }
 
 // Handler is the whole API, for the unix socket.
-func (a *API) Handler() http.Handler { return a.router(a.routes(), requestsMax, streamsMax) }
+func (a *API) Handler() http.Handler { return a.router(a.routes(), requestsMax, streamsMax, a.metrics) }
 
 // NodeLocal is the part that other nodes may call over swarm-node: containers, their logs and images, all of this
 // node alone and read only. It never asks another node, so requests cannot go round in circles.
 func (a *API) NodeLocal() http.Handler {
-	return a.router(a.nodeRoutes(), nodeRequestsMax, nodeStreamsMax)
+	return a.router(a.nodeRoutes(), nodeRequestsMax, nodeStreamsMax, nil)
 }

@@ -27,7 +27,7 @@ func TestRequestsBeyondTheBoundAreToldSo(t *testing.T) {
 	server := httptest.NewServer(a.router([]route{
 		{"GET", "/slow", func(w http.ResponseWriter, r *request) error { close(entered); <-release; return nil }, false},
 		{"GET", "/stream", func(w http.ResponseWriter, r *request) error { return nil }, true},
-	}, 1, 1))
+	}, 1, 1, nil))
 	defer server.Close()
 	first := make(chan error, 1)
 	go func() { _, err := http.Get(server.URL + "/slow"); first <- err }()
@@ -83,7 +83,7 @@ func TestConnectionsBeyondTheBoundAreToldSo(t *testing.T) {
 
 func TestAPanicIsAnsweredAndDoesNotEndTheServer(t *testing.T) {
 	a := newAPI(newFakeNode(Status{}), &wires{})
-	h := a.router([]route{{"GET", "/bug", func(http.ResponseWriter, *request) error { panic("bug") }, false}}, 1, 1)
+	h := a.router([]route{{"GET", "/bug", func(http.ResponseWriter, *request) error { panic("bug") }, false}}, 1, 1, nil)
 	for range 2 {
 		w := httptest.NewRecorder()
 		h.ServeHTTP(w, httptest.NewRequestWithContext(context.Background(), "GET", "/bug", nil))

@@ -30,12 +30,16 @@ type request struct {
 // bounds hold a token per request that is being answered.
 type bounds struct{ requests, streams chan struct{} }
 
-// router answers requests by a route table, so many at a time.
-func (a *API) router(routes []route, requestsMax, streamsMax int) http.Handler {
+// router answers requests by a route table, so many at a time; seen, which may be nil, counts them.
+func (a *API) router(routes []route, requestsMax, streamsMax int, seen *metrics) http.Handler {
 	m := compile(routes)
 	b := bounds{requests: make(chan struct{}, requestsMax), streams: make(chan struct{}, streamsMax)}
 	return http.HandlerFunc(func(w http.ResponseWriter, httpRequest *http.Request) {
 		tracked := &trackingWriter{ResponseWriter: w}
+		if seen != nil {
+			seen.inFlight.Inc()
+			defer seen.finished(tracked, httpRequest, time.Now())
+		}
 		defer a.recoverPanic(tracked, httpRequest)
 		a.setIdentity(tracked.Header())
 		if err := a.answer(m, b, tracked, httpRequest); err != nil {
@@ -44,7 +48,7 @@ func (a *API) router(routes []route, requestsMax, streamsMax int) http.Handler {
 	})
 }
 
-func (a *API) answer(m matcher, b bounds, w http.ResponseWriter, httpRequest *http.Request) error {
+func (a *API) answer(m matcher, b bounds, w *trackingWriter, httpRequest *http.Request) error {
 	version, path, err := negotiate(httpRequest.URL.Path)
 	if err != nil {
 		return err
@@ -53,6 +57,7 @@ func (a *API) answer(m matcher, b bounds, w http.ResponseWriter, httpRequest *ht
 	if found == nil {
 		return errdefs.ErrNotFound.WithMessage("page not found")
 	}
+	w.route = found
 	slots, answerBy := b.requests, time.Now().Add(answerTimeMax)
 	if found.stream {
 		slots, answerBy = b.streams, time.Time{}
@@ -86,19 +91,25 @@ func (a *API) recoverPanic(w *trackingWriter, r *http.Request) {
 	a.fail(w, r, fmt.Errorf("internal error; the agent's log has the details: %w", errdefs.ErrInternal))
 }
 
-// trackingWriter knows whether an answer has begun.
+// trackingWriter knows whether an answer has begun, with which status, and to what route.
 type trackingWriter struct {
 	http.ResponseWriter
-	begun bool
+	begun  bool
+	status int
+	route  *route
 }
 
 func (w *trackingWriter) WriteHeader(status int) {
-	w.begun = true
+	if !w.begun {
+		w.begun, w.status = true, status
+	}
 	w.ResponseWriter.WriteHeader(status)
 }
 
 func (w *trackingWriter) Write(p []byte) (int, error) {
-	w.begun = true
+	if !w.begun {
+		w.begun, w.status = true, http.StatusOK
+	}
 	return w.ResponseWriter.Write(p)
 }
 

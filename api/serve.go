@@ -68,6 +68,8 @@ func untilStop(r *http.Request) (*http.Request, context.CancelFunc) {
 type boundedListener struct {
 	net.Listener
 	slots chan struct{}
+	// silent closes without an answer, where the client would expect another protocol first.
+	silent bool
 }
 
 const tooManyConnections = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: 54\r\n\r\n" +
@@ -83,8 +85,10 @@ func (l *boundedListener) Accept() (net.Conn, error) {
 		case l.slots <- struct{}{}:
 			return &boundedConn{Conn: conn, release: sync.OnceFunc(func() { <-l.slots })}, nil
 		default:
-			_ = conn.SetWriteDeadline(time.Now().Add(time.Second))
-			_, _ = conn.Write([]byte(tooManyConnections))
+			if !l.silent {
+				_ = conn.SetWriteDeadline(time.Now().Add(time.Second))
+				_, _ = conn.Write([]byte(tooManyConnections))
+			}
 			_ = conn.Close()
 		}
 	}

@@ -44,7 +44,8 @@ A second signal ends it at once. 'swarm leave' is what removes the containers.`,
 	flags.StringArrayVar(&cfg.NodeResources, "node-resources", nil, "What this node has to give: NanoCPUs=N or MemoryBytes=N (default: what the machine has)")
 	flags.StringArrayVar(&cfg.NodeLabels, "node-label", nil, "Label KEY=VALUE of this node, for constraints on engine.labels.KEY")
 	flags.StringArrayVar(&cfg.InsecureRegistries, "insecure-registry", nil, "Registry HOST[:PORT] to speak plain HTTP to")
-	flags.BoolVar(&cfg.Debug, "debug", false, "Log more")
+	flags.StringVar(&cfg.MetricsAddr, "metrics-addr", "", "ADDRESS:PORT where nodes of this cluster may read metrics, over mutual TLS (default: only on RUN-DIR/metrics.sock)")
+	flags.BoolVar(&cfg.Debug, "debug", false, "Log more, and serve Go's profiles on RUN-DIR/metrics.sock")
 	return cmd
 }
 
