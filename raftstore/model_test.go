@@ -2,6 +2,7 @@ package raftstore
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"io"
 	"maps"
@@ -34,7 +35,7 @@ func TestTableBehavesLikeAMap(t *testing.T) {
 		state := rapid.SampledFrom([]swarm.TaskState{"", swarm.TaskStateRunning, swarm.TaskStateFailed})
 		t.Repeat(map[string]func(*rapid.T){
 			"put": func(t *rapid.T) {
-				r := Task{Meta: Meta{ID: id.Draw(t, "id")}, ServiceID: key.Draw(t, "service"), NodeID: key.Draw(t, "node"), Status: TaskStatus{State: state.Draw(t, "state")}}
+				r := Task{Meta: Meta{ID: id.Draw(t, "id")}, ServiceID: key.Draw(t, "service"), NodeID: key.Draw(t, "node"), Slot: rapid.Uint64Range(0, 2).Draw(t, "slot"), Status: TaskStatus{State: state.Draw(t, "state")}}
 				model[r.ID] = r
 				s.Tasks.put(&r)
 			},
@@ -80,6 +81,13 @@ func compare(t *rapid.T, s *State, model map[string]Task) {
 	}
 	for _, key := range []string{"", "x", "y"} {
 		of := slices.DeleteFunc(slices.Clone(all), func(id string) bool { return model[id].ServiceID != key })
+		slices.SortStableFunc(of, func(a, b string) int { return cmp.Compare(model[a].Slot, model[b].Slot) })
+		for slot := range uint64(4) {
+			in := slices.DeleteFunc(slices.Clone(of), func(id string) bool { return model[id].Slot != slot })
+			if got := ids(s.TasksOfSlot(key, slot)); got != strings.Join(in, " ") {
+				t.Fatalf("of %s slot %d: %s, want %s", key, slot, got, in)
+			}
+		}
 		on := slices.DeleteFunc(slices.Clone(all), func(id string) bool { return model[id].NodeID != key })
 		if got := ids(s.TasksOf(key)); got != strings.Join(of, " ") {
 			t.Fatalf("of %s: %s, want %s", key, got, of)

@@ -64,6 +64,7 @@ func newState() *State {
 			indexes: []index[*Task]{
 				tasksByService: {
 					key:   func(r *Task) string { return r.ServiceID },
+					rank:  func(r *Task) uint64 { return r.Slot },
 					probe: func(key string) *Task { return &Task{ServiceID: key} },
 				},
 				tasksByNode: {
@@ -140,6 +141,9 @@ func (s *State) rowIndex(t tableID, id string) uint64 {
 // Index is the raft index of the last commit in s.
 func (s *State) Index() uint64 { return s.index }
 
+// GuardIndex is the index of the last commit that named a guard, 0 when none did.
+func (s *State) GuardIndex(name string) uint64 { return s.rowIndex(tableGuards, name) }
+
 // Cluster is the cluster's row, nil before init.
 func (s *State) Cluster() *Cluster {
 	for r := range s.clusters.All() {
@@ -148,9 +152,13 @@ func (s *State) Cluster() *Cluster {
 	return nil
 }
 
-// TasksOf iterates over the tasks of a service, TasksOn over those assigned to a node, in order of ids.
+// TasksOf iterates over the tasks of a service in order of slots, TasksOfSlot over those of one slot, and TasksOn over those
+// assigned to a node, in order of ids.
 func (s *State) TasksOf(serviceID string) iter.Seq[*Task] {
 	return s.Tasks.with(tasksByService, serviceID)
+}
+func (s *State) TasksOfSlot(serviceID string, slot uint64) iter.Seq[*Task] {
+	return s.Tasks.like(tasksByService, &Task{ServiceID: serviceID, Slot: slot})
 }
 func (s *State) TasksOn(nodeID string) iter.Seq[*Task] { return s.Tasks.with(tasksByNode, nodeID) }
 

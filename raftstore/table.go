@@ -41,6 +41,8 @@ type layout[R row] struct {
 // index orders rows by a key that several may share.
 type index[R row] struct {
 	key func(R) string
+	// rank orders rows of one key, before their ids; nil: ids alone do.
+	rank func(R) uint64
 	// probe is a row with nothing but that key, where iteration starts.
 	probe func(key string) R
 }
@@ -52,6 +54,11 @@ func newTable[R row](l *layout[R]) Table[R] {
 			ka, kb := x.key(a), x.key(b)
 			if ka != kb {
 				return ka < kb
+			}
+			if x.rank != nil {
+				if ra, rb := x.rank(a), x.rank(b); ra != rb {
+					return ra < rb
+				}
 			}
 			return a.meta().ID < b.meta().ID
 		}, btree.Options{NoLocks: true}))
@@ -142,18 +149,35 @@ func (t Table[R]) Len() int {
 	return t.rows.Len()
 }
 
-// with iterates over the rows that have a key in an index, in order of ids.
+// with iterates over the rows that have a key in an index, in order of rank and ids.
 func (t Table[R]) with(index int, key string) iter.Seq[R] {
 	return func(yield func(R) bool) {
 		if t.rows == nil {
 			return
 		}
-		tree, x := t.indexes[index], t.layout.indexes[index]
-		if t.live {
-			tree = tree.Copy()
-		}
-		tree.Ascend(x.probe(key), func(r R) bool { return x.key(r) == key && yield(r) })
+		x := t.layout.indexes[index]
+		t.ascend(index, x.probe(key), func(r R) bool { return x.key(r) == key && yield(r) })
 	}
+}
+
+// like iterates over the rows that have key and rank of a probe in an index, in order of ids.
+func (t Table[R]) like(index int, probe R) iter.Seq[R] {
+	return func(yield func(R) bool) {
+		if t.rows == nil {
+			return
+		}
+		x := t.layout.indexes[index]
+		key, rank := x.key(probe), x.rank(probe)
+		t.ascend(index, probe, func(r R) bool { return x.key(r) == key && x.rank(r) == rank && yield(r) })
+	}
+}
+
+func (t Table[R]) ascend(index int, from R, yield func(R) bool) {
+	tree := t.indexes[index]
+	if t.live {
+		tree = tree.Copy()
+	}
+	tree.Ascend(from, yield)
 }
 
 // table is what code that handles every kind of rows needs of one.
@@ -187,7 +211,7 @@ func (t *Table[R]) put(r row) row {
 	}
 	t.count(typed, 1)
 	for i, x := range t.layout.indexes {
-		if replaced && x.key(old) != x.key(typed) {
+		if replaced && (x.key(old) != x.key(typed) || x.rank != nil && x.rank(old) != x.rank(typed)) {
 			t.indexes[i].Delete(old)
 		}
 		t.indexes[i].Set(typed)
