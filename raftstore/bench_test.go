@@ -3,45 +3,171 @@ package raftstore
 import (
 	"context"
 	"fmt"
-	"os"
-	"path/filepath"
+	"runtime"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"swarm/rpc"
+
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 )
 
-// BenchmarkCommits compares committed updates of one manager with what the disk can do: a bare loop of 4 KB writes, each
-// followed by fdatasync, right before.
+// rpcPeers calls other managers, as agent does.
+type rpcPeers struct {
+	dialer  *rpc.Dialer
+	mu      sync.Mutex // guards:
+	clients map[string]rpc.RaftClient
+}
+
+func (p *rpcPeers) client(address string) (rpc.RaftClient, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if client := p.clients[address]; client != nil {
+		return client, nil
+	}
+	conn, err := p.dialer.GRPC(address)
+	if err != nil {
+		return nil, err
+	}
+	p.clients[address] = rpc.NewRaftClient(conn)
+	return p.clients[address], nil
+}
+
+func (p *rpcPeers) Propose(ctx context.Context, address string, commits [][]byte) ([]Answer, error) {
+	client, err := p.client(address)
+	if err != nil {
+		return nil, err
+	}
+	response, err := client.Propose(ctx, &rpc.ProposeRequest{Commits: commits})
+	if err != nil {
+		return nil, err
+	}
+	answers := make([]Answer, len(response.Answers))
+	for i, a := range response.Answers {
+		answers[i] = Answer{Index: a.Index, Refusal: a.Refusal}
+	}
+	return answers, nil
+}
+
+func (p *rpcPeers) ReadIndex(ctx context.Context, address string) (uint64, error) {
+	client, err := p.client(address)
+	if err != nil {
+		return 0, err
+	}
+	response, err := client.ReadIndex(ctx, new(rpc.ReadIndexRequest))
+	return response.GetIndex(), err
+}
+
+// BenchmarkCommits compares committed updates of one row each with what the disk can do, measured right before and after.
+// Writers are on the leader, on one follower, or everywhere.
 func BenchmarkCommits(b *testing.B) {
-	for _, writers := range []int{1, 16, 256} {
-		b.Run(fmt.Sprint("writers=", writers), func(b *testing.B) {
-			dir := b.TempDir()
-			bare := bareSyncsPerSecond(b, dir)
-			cfg := Config{
-				NodeID: "n1", Address: "n1:2377", Dir: filepath.Join(dir, "n1"), Sealer: testSealer("n1"), Bootstrap: true,
-				Listener: &pipeListener{closed: make(chan struct{})},
+	everywhere := func(c *benchCluster) []*Store { return c.all }
+	leader := func(c *benchCluster) []*Store { return []*Store{c.leader()} }
+	follower := func(c *benchCluster) []*Store { return []*Store{c.follower()} }
+	for _, bench := range []struct {
+		managers, writers int
+		name              string
+		on                func(*benchCluster) []*Store
+	}{
+		{1, 1, "", leader}, {1, 16, "", leader}, {1, 256, "", leader},
+		{3, 1, "", leader}, {3, 16, "", leader}, {3, 256, "", everywhere},
+		{3, 256, "/on=leader", leader}, {3, 256, "/on=follower", follower}, {3, 1, "/on=follower", follower},
+	} {
+		b.Run(fmt.Sprintf("managers=%d/writers=%d%s", bench.managers, bench.writers, bench.name), func(b *testing.B) {
+			c := newBenchCluster(b, bench.managers, realSealer)
+			before := bareSyncsPerSecond(b, c.dir)
+			perSecond := commitMany(b, bench.on(c), bench.writers)
+			bare := (before + bareSyncsPerSecond(b, c.dir)) / 2
+			b.ReportMetric(perSecond, "commits/s")
+			b.ReportMetric(perSecond/bare, "of-fdatasync")
+		})
+	}
+}
+
+// commitMany has writers, spread over stores, commit b.N tasks, and returns how many a second.
+func commitMany(b *testing.B, stores []*Store, writers int) float64 {
+	var left atomic.Int64
+	left.Store(int64(b.N))
+	var work errgroup.Group
+	b.ResetTimer()
+	for i := range writers {
+		work.Go(func() error {
+			for left.Add(-1) >= 0 {
+				if err := stores[i%len(stores)].Update(b.Context(), putTask); err != nil {
+					return err
+				}
 			}
-			store, err := Open(cfg)
-			if err != nil {
-				b.Fatal(err)
+			return nil
+		})
+	}
+	if err := work.Wait(); err != nil {
+		b.Fatal(err)
+	}
+	b.StopTimer()
+	return float64(b.N) / b.Elapsed().Seconds()
+}
+
+func putTask(tx *Tx) error {
+	tx.PutTask(Task{Meta: Meta{ID: NewID()}, ServiceID: "service", NodeID: "node", Slot: 1})
+	return nil
+}
+
+// BenchmarkSealing compares one manager that seals with one that does not, in short turns, because disks change their mind.
+func BenchmarkSealing(b *testing.B) {
+	const turn, writers = 100 * time.Millisecond, 256
+	sealed := newBenchCluster(b, 1, realSealer).leader()
+	plain := newBenchCluster(b, 1, func(string) (Sealer, error) { return noSealer{}, nil }).leader()
+	var ratios, commits [2]float64
+	for b.Loop() {
+		for i, s := range []*Store{sealed, plain} {
+			n := commitsWithin(b, s, turn, writers)
+			commits[i] += float64(n)
+		}
+	}
+	for i := range ratios {
+		ratios[i] = commits[i] / (float64(b.N) * turn.Seconds())
+	}
+	b.ReportMetric(ratios[0], "commits/s")
+	b.ReportMetric(ratios[0]/ratios[1], "of-unsealed")
+}
+
+func commitsWithin(b *testing.B, s *Store, limit time.Duration, writers int) int64 {
+	var done atomic.Int64
+	var work errgroup.Group
+	end := time.Now().Add(limit)
+	for range writers {
+		work.Go(func() error {
+			for time.Now().Before(end) {
+				if err := s.Update(b.Context(), putTask); err != nil {
+					return err
+				}
+				done.Add(1)
 			}
-			ctx, stop := context.WithCancel(context.Background())
-			var run errgroup.Group
-			run.Go(func() error { return store.Run(ctx) })
-			if err := store.Update(ctx, createService("first")); err != nil {
-				b.Fatal(err)
-			}
+			return nil
+		})
+	}
+	if err := work.Wait(); err != nil {
+		b.Fatal(err)
+	}
+	return done.Load()
+}
+
+// BenchmarkView is linearizable reads on a follower of three managers, each of which sees a row that was written before it.
+func BenchmarkView(b *testing.B) {
+	for _, readers := range []int{1, 64} {
+		b.Run(fmt.Sprint("readers=", readers), func(b *testing.B) {
+			c := newBenchCluster(b, 3, realSealer)
+			s := c.follower()
 			var left atomic.Int64
 			left.Store(int64(b.N))
 			var work errgroup.Group
 			b.ResetTimer()
-			for range writers {
+			for range readers {
 				work.Go(func() error {
 					for left.Add(-1) >= 0 {
-						if err := store.Update(ctx, putTask); err != nil {
+						if _, err := s.View(b.Context()); err != nil {
 							return err
 						}
 					}
@@ -51,49 +177,9 @@ func BenchmarkCommits(b *testing.B) {
 			if err := work.Wait(); err != nil {
 				b.Fatal(err)
 			}
-			b.StopTimer()
-			perSecond := float64(b.N) / b.Elapsed().Seconds()
-			b.ReportMetric(perSecond, "commits/s")
-			b.ReportMetric(perSecond/bare, "of-bare-fdatasync")
-			stop()
-			if err := run.Wait(); err != nil {
-				b.Fatal(err)
-			}
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "reads/s")
 		})
 	}
-}
-
-func putTask(tx *Tx) error {
-	tx.PutTask(Task{Meta: Meta{ID: NewID()}, ServiceID: "service", NodeID: "node", Slot: 1})
-	return nil
-}
-
-func bareSyncsPerSecond(b *testing.B, dir string) float64 {
-	const blocks = 256
-	file, err := os.Create(filepath.Join(dir, "bare"))
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer file.Close()
-	block := make([]byte, 4096)
-	for i := range blocks {
-		if _, err := file.WriteAt(block, int64(i)*4096); err != nil {
-			b.Fatal(err)
-		}
-	}
-	if err := file.Sync(); err != nil {
-		b.Fatal(err)
-	}
-	began, n := time.Now(), 0
-	for ; time.Since(began) < 500*time.Millisecond; n++ {
-		if _, err := file.WriteAt(block, int64(n%blocks)*4096); err != nil {
-			b.Fatal(err)
-		}
-		if err := unix.Fdatasync(int(file.Fd())); err != nil {
-			b.Fatal(err)
-		}
-	}
-	return float64(n) / time.Since(began).Seconds()
 }
 
 // BenchmarkApply is the state machine alone: entries of 100 commits of one task each, on a table of growing size.
@@ -122,4 +208,12 @@ func BenchmarkApply(b *testing.B) {
 		applyEntry(b, f, index, entry)
 	}
 	b.ReportMetric(float64(index)*100/b.Elapsed().Seconds(), "commits/s")
+}
+
+// heapBytes is the live heap after a collection.
+func heapBytes() uint64 {
+	runtime.GC()
+	var stats runtime.MemStats
+	runtime.ReadMemStats(&stats)
+	return stats.HeapAlloc
 }
