@@ -237,8 +237,9 @@ func (s *Store) propose(batch []*proposal) ([]verdict, error) {
 		return nil, s.explain(err)
 	}
 	switch answer := future.(raft.ApplyFuture).Response().(type) {
-	case []verdict:
-		return answer, nil
+	case applied:
+		s.transport.tell(answer.at)
+		return answer.verdicts, nil
 	case error:
 		return nil, answer
 	default:

@@ -47,7 +47,13 @@ func newFSM(fail func(error)) *fsm {
 	return f
 }
 
-// Apply returns a []verdict, one per commit of the entry, or an error when the replica stopped.
+// applied is the answer to an entry: a verdict per commit.
+type applied struct {
+	at       position
+	verdicts []verdict
+}
+
+// Apply returns an applied, or an error when the replica stopped.
 func (f *fsm) Apply(log *raft.Log) any {
 	if f.stopped != nil {
 		return f.stopped
@@ -66,7 +72,7 @@ func (f *fsm) Apply(log *raft.Log) any {
 	}
 	f.work.index = log.Index
 	f.publish(dirty)
-	return verdicts
+	return applied{position{log.Index, log.Term}, verdicts}
 }
 
 func (f *fsm) applyCommit(log *raft.Log, c *commit, dirty *Dirty) verdict {

@@ -165,7 +165,8 @@ func TestRowsSurviveLogAndSnapshot(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		verdicts, ok := f.Apply(&raft.Log{Index: 7, Data: entry}).([]verdict)
+		answer, ok := f.Apply(&raft.Log{Index: 7, Data: entry}).(applied)
+		verdicts := answer.verdicts
 		if !ok || verdicts[0] != verdicts[1] && verdicts[0].refusal == nil {
 			t.Fatalf("%v", verdicts)
 		}
@@ -180,7 +181,7 @@ func TestRowsSurviveLogAndSnapshot(t *testing.T) {
 		if a, b := dump(f.published.Load()), dump(restored.published.Load()); a != b || restored.published.Load().index != 7 {
 			t.Fatalf("restored\n%s as\n%s", a, b)
 		}
-		if answer := restored.Apply(&raft.Log{Index: 8, Data: entry}).([]verdict); verdicts[0].refusal == nil && answer[0].index != 7 {
+		if answer := restored.Apply(&raft.Log{Index: 8, Data: entry}).(applied).verdicts; verdicts[0].refusal == nil && answer[0].index != 7 {
 			t.Fatalf("the restored one does not remember the commit: %v", answer)
 		}
 	})
@@ -355,8 +356,8 @@ func FuzzReadImage(f *testing.F) {
 }
 
 func applyEntry(t testing.TB, f *fsm, index uint64, entry []byte) {
-	answer, ok := f.Apply(&raft.Log{Index: index, Data: entry}).([]verdict)
-	for _, v := range answer {
+	answer, ok := f.Apply(&raft.Log{Index: index, Data: entry}).(applied)
+	for _, v := range answer.verdicts {
 		ok = ok && v.refusal == nil
 	}
 	if !ok {

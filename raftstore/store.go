@@ -194,11 +194,12 @@ func (s *Store) join() error {
 		NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 			Stream:                  &streams{Listener: s.cfg.Listener, address: s.cfg.Address, dial: s.cfg.Dial, open: map[*stream]struct{}{}},
 			MaxPool:                 connectionsPerPeerMax,
+			MaxRPCsInFlight:         requestsInFlightMax,
 			Timeout:                 s.cfg.transportTimeout(),
 			Logger:                  conf.Logger,
 			MsgpackUseNewTimeFormat: true,
 		}),
-		peers: map[raft.ServerID]progress{},
+		peers: map[raft.ServerID]progress{}, pipelines: map[*pipeline]struct{}{},
 	}
 	if err := s.bootstrap(conf); err != nil {
 		return errors.Join(err, s.transport.Close())

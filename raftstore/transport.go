@@ -15,6 +15,9 @@ import (
 // connectionsPerPeerMax bounds the pooled raft streams to one manager.
 const connectionsPerPeerMax = 3
 
+// requestsInFlightMax is how many requests with entries, or notices of commits, go to one follower before it has answered the first.
+const requestsInFlightMax = 4
+
 // streams lets raft's transport run over the node's one port. Close also ends the open streams, which raft leaves to their other end.
 type streams struct {
 	net.Listener
@@ -98,6 +101,9 @@ type heard struct {
 	mu sync.Mutex // guards:
 	// peers holds each follower's last answer to this node as leader.
 	peers map[raft.ServerID]progress
+	// committed is what followers are told about over pipelines.
+	committed position
+	pipelines map[*pipeline]struct{}
 }
 
 type progress struct {

@@ -1,0 +1,116 @@
+package raftstore
+
+import (
+	"sync"
+
+	"github.com/hashicorp/raft"
+)
+
+// position is a place in the log.
+type position struct{ index, term uint64 }
+
+// tell lets followers know that the log is committed up to a position. raft itself tells them with the next entry, or after
+// commitTimeout, which is a hundred times longer than a commit takes; until then writers and readers there would wait.
+func (h *heard) tell(committed position) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if committed.index <= h.committed.index {
+		return
+	}
+	h.committed = committed
+	for p := range h.pipelines {
+		select {
+		case p.news <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// pipeline is raft's stream of entries to one follower, to which notices of what is committed are added.
+type pipeline struct {
+	raft.AppendPipeline
+	of   *heard
+	news chan struct{}
+	// closed ends the notices, ended says that they have.
+	closed, ended chan struct{}
+	once          sync.Once
+
+	mu sync.Mutex // puts requests in order and guards:
+	// last is raft's last request without its entries.
+	last raft.AppendEntriesRequest
+	// sent is the last index that the follower has once it has read all requests, told what it then takes for committed.
+	sent, told uint64
+}
+
+// AppendEntriesPipeline opens a stream of entries.
+func (h *heard) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAddress) (raft.AppendPipeline, error) {
+	plain, err := h.NetworkTransport.AppendEntriesPipeline(id, target)
+	if err != nil {
+		return nil, err
+	}
+	p := &pipeline{AppendPipeline: plain, of: h, news: make(chan struct{}, 1), closed: make(chan struct{}), ended: make(chan struct{})}
+	h.mu.Lock()
+	h.pipelines[p] = struct{}{}
+	h.mu.Unlock()
+	go p.run()
+	return p, nil
+}
+
+// AppendEntries sends raft's own requests.
+func (p *pipeline) AppendEntries(args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	future, err := p.AppendPipeline.AppendEntries(args, resp)
+	if err != nil {
+		return future, err
+	}
+	p.last = *args
+	p.last.Entries = nil
+	p.sent = args.PrevLogEntry + uint64(len(args.Entries))
+	p.told = max(p.told, min(args.LeaderCommitIndex, p.sent))
+	return future, nil
+}
+
+func (p *pipeline) run() {
+	defer close(p.ended)
+	for {
+		select {
+		case <-p.news:
+			p.of.mu.Lock()
+			committed := p.of.committed
+			p.of.mu.Unlock()
+			p.notice(committed)
+		case <-p.closed:
+			return
+		}
+	}
+}
+
+// notice sends what raft would send a little later: a request without entries whose commit index is up to date. It names an
+// entry that is committed and that the follower has by then, so a follower can always agree.
+func (p *pipeline) notice(committed position) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if committed.index <= p.told || committed.index > p.sent {
+		return
+	}
+	request := p.last
+	request.PrevLogEntry, request.PrevLogTerm, request.LeaderCommitIndex = committed.index, committed.term, committed.index
+	// An error is raft's to find: its next request meets it too.
+	if _, err := p.AppendPipeline.AppendEntries(&request, new(raft.AppendEntriesResponse)); err == nil {
+		p.told = committed.index
+	}
+}
+
+// Close ends the stream.
+func (p *pipeline) Close() error {
+	err := p.AppendPipeline.Close()
+	p.once.Do(func() {
+		p.of.mu.Lock()
+		delete(p.of.pipelines, p)
+		p.of.mu.Unlock()
+		close(p.closed)
+	})
+	<-p.ended
+	return err
+}
