@@ -53,6 +53,8 @@ type cluster struct {
 	dir string
 	// adjust may change a manager's Config before it is opened.
 	adjust func(*Config)
+	// disks holds each manager's disk; nil for files below dir.
+	disks map[string]*MemoryDisk
 
 	mu       sync.Mutex // guards:
 	managers map[string]*manager
@@ -91,6 +93,9 @@ func (c *cluster) config(id string) Config {
 		Listener: l, Peers: peers{c, id},
 		Dial: func(ctx context.Context, address string) (net.Conn, error) { return c.dial(ctx, id, address) },
 	}
+	if c.disks != nil {
+		cfg.Disk = c.disk(id)
+	}
 	if os.Getenv("RAFTSTORE_TEST_LOG") != "" {
 		cfg.Log = slog.New(slog.NewTextHandler(os.Stderr, nil)).With("manager", id)
 	}
@@ -98,6 +103,14 @@ func (c *cluster) config(id string) Config {
 		c.adjust(&cfg)
 	}
 	return cfg
+}
+
+// disk is the disk of a manager, which outlives it.
+func (c *cluster) disk(id string) *MemoryDisk {
+	if c.disks[id] == nil {
+		c.disks[id] = NewMemoryDisk()
+	}
+	return c.disks[id]
 }
 
 // start opens a manager and runs it; bootstrap makes it a cluster of its own.
@@ -207,10 +220,13 @@ func (c *cluster) update(m *manager, change func(*Tx) error) {
 	}
 }
 
-// kill ends a manager without ceremony: its connections break first.
+// kill ends a manager without ceremony: its connections break first, and what it had not synced is lost.
 func (c *cluster) kill(m *manager) {
 	c.t.Helper()
 	c.isolate(m.id)
+	if c.disks != nil {
+		c.disks[m.id].Crash(false)
+	}
 	m.stop()
 	if err := m.work.Wait(); err != nil {
 		c.t.Fatal(err)
@@ -327,7 +343,11 @@ func (l *pipeListener) Close() error {
 
 func (l *pipeListener) Addr() net.Addr { return streamAddr("pipe") }
 
-// bubble runs a story about a cluster in virtual time.
+// bubble runs a story about a cluster with disks in memory, in virtual time.
 func bubble(t *testing.T, story func(t *testing.T, c *cluster)) {
-	synctest.Test(t, func(t *testing.T) { story(t, newCluster(t)) })
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t)
+		c.disks = map[string]*MemoryDisk{}
+		story(t, c)
+	})
 }

@@ -114,9 +114,6 @@ func openFiles(cfg Config) (*bottom, error) {
 
 func (d *disk) assemble(cfg Config, log *sealedLog, closing <-chan struct{}) error {
 	log.LogStore, log.path, log.sealer = d.bottom.log, d.logPath, cfg.Sealer
-	if cfg.wrapLog != nil {
-		log.LogStore = cfg.wrapLog(log.LogStore)
-	}
 	d.log = log
 	d.stable = patientStable{StableStore: d.bottom.stable, live: &log.live, closing: closing, report: func(err error) {
 		if err != nil {

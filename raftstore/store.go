@@ -65,8 +65,6 @@ type Config struct {
 	// CheckRows is for tests: it panics when a row that was read from the store was changed by its reader.
 	CheckRows bool
 
-	// wrapLog lets tests put a faulty disk under the log.
-	wrapLog func(raft.LogStore) raft.LogStore
 	// noSync makes tests fast where nothing depends on what a crash leaves.
 	noSync bool
 }
