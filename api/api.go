@@ -5,7 +5,6 @@ package api
 import (
 	"log/slog"
 	"net/http"
-	"sync/atomic"
 	"time"
 )
 
@@ -32,8 +31,6 @@ type API struct {
 	log     *slog.Logger
 	events  *eventHub
 	metrics *metrics
-	// led is when a leader was last known, in unix nanoseconds.
-	led atomic.Int64
 	// containers remembers which task a container id belongs to.
 	containers containerIndex
 }
@@ -49,7 +46,6 @@ func New(cfg Config) *API {
 		log:    log.With("component", "api"),
 		events: newEventHub(),
 	}
-	a.led.Store(time.Now().UnixNano())
 	a.metrics = newMetrics(a)
 	return a
 }

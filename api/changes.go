@@ -40,7 +40,6 @@ func (a *API) watchStore(ctx context.Context, store *raftstore.Store) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			a.leaderlessFor(store)
 			if a.cfg.Node.Status().Store != store {
 				return
 			}

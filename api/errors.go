@@ -19,7 +19,6 @@ const (
 	textNotManager   = "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. Please run this command on a manager node or promote the current node to a manager."
 	textNotInSwarm   = `This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm and try again.`
 	textManagerNotUp = "This node is not a swarm manager. Manager is being prepared or has trouble connecting to the cluster."
-	textNoLeader     = "The swarm does not have a leader. It's possible that too few managers are online. Make sure more than half of the managers are online."
 	textOutdated     = "update out of sequence"
 	overlayNotYet    = "overlay networks are not supported yet; a service can use the predefined networks host and none"
 )

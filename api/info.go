@@ -130,8 +130,8 @@ func (a *API) swarmInfo(status Status) swarm.Info {
 	if warning := evenManagersWarning(all); warning != "" {
 		info.Warnings = append(info.Warnings, warning)
 	}
-	if a.leaderlessFor(status.Store) > 0 {
-		info.Warnings = append(info.Warnings, noLeader(status.Store))
+	if leaderless(status.Store) > 0 {
+		info.Warnings = append(info.Warnings, messageOf(status.Store.NoLeader()))
 	} else if fault := status.Store.DiskFault(); fault != "" {
 		info.Warnings = append(info.Warnings, fault)
 	} else if up < all {

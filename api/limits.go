@@ -23,8 +23,8 @@ const (
 
 	// leaderWait is how long a read goes without a leader before it is answered from this replica; a write fails at once after that much time without one.
 	leaderWait = time.Second
-	// readWait bounds a read while a leader is known.
-	readWait = 10 * time.Second
+	// readWait is how long a read waits for a leader that is known but does not answer before it is answered from this replica.
+	readWait = 5 * time.Second
 	// infoWait is how long /info waits for this node's runtime.
 	infoWait = 3 * time.Second
 	// writeWait bounds a write from first proposal to commit.

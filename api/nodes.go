@@ -103,7 +103,14 @@ func (a *API) members() map[string]raftstore.Member {
 	if status.Store == nil {
 		return members
 	}
+	var reached map[string]bool
+	if leaderless(status.Store) >= leaderWait {
+		reached = status.Store.Reach() // without a leader nobody else knows
+	}
 	for _, m := range status.Store.Members() {
+		if reached != nil && m.Voter {
+			m.Reachable = reached[m.NodeID]
+		}
 		members[m.NodeID] = m
 	}
 	for _, g := range status.Gossip {

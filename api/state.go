@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"slices"
 	"strconv"
@@ -33,22 +34,21 @@ func (a *API) manager() (*raftstore.Store, error) {
 	return nil, unavailable(textNotInSwarm)
 }
 
-// view returns a state to answer a read from: the newest one, or, when there has been no leader for leaderWait, this
-// replica's, which the answer's headers then say.
+// view returns a state to answer a read from: the newest one, or, when no leader confirmed that it is, this replica's,
+// which the answer's headers then say.
 func (a *API) view(w http.ResponseWriter, r *request) (*raftstore.State, error) {
 	store, err := a.manager()
 	if err != nil {
 		return nil, err
 	}
-	state, err := a.viewFresh(r.Context(), store)
-	if err != nil {
-		return nil, err
-	}
-	if state == nil {
+	state, err := viewFresh(r.Context(), store)
+	switch {
+	case err == nil:
+	case r.Context().Err() == nil && noLeaderAnswered(err):
 		state = store.Local()
-		seconds := max(1, int(time.Since(time.Unix(0, a.led.Load()))/time.Second))
-		w.Header().Set("Swarm-Stale", strconv.Itoa(seconds))
-		w.Header().Set("Warning", `110 - "no leader is known: this is the state that this manager last saw"`)
+		markStale(w.Header(), leaderless(store))
+	default:
+		return nil, err
 	}
 	if state.Cluster() == nil {
 		return nil, unavailable(textManagerNotUp)
@@ -56,19 +56,29 @@ func (a *API) view(w http.ResponseWriter, r *request) (*raftstore.State, error) 
 	return state, nil
 }
 
-// viewFresh returns the newest state, or none when there is no leader.
-func (a *API) viewFresh(ctx context.Context, store *raftstore.Store) (*raftstore.State, error) {
-	for giveUp := time.Now().Add(readWait); a.leaderlessFor(store) < leaderWait; {
+// markStale says that an answer comes from a replica that may be behind, and for how long it has been.
+func markStale(h http.Header, leaderless time.Duration) {
+	reason := "the leader does not answer"
+	seconds := int(readWait / time.Second)
+	if leaderless > 0 {
+		reason = "no leader is known"
+		seconds = max(1, int(leaderless/time.Second))
+	}
+	h.Set("Swarm-Stale", strconv.Itoa(seconds))
+	h.Set("Warning", fmt.Sprintf(`110 - "%s: this is the state that this manager last saw, %d seconds ago or more"`, reason, seconds))
+}
+
+var errStale = errdefs.ErrUnavailable.WithMessage("no leader confirms that this state is the newest")
+
+// viewFresh returns the newest state. It waits for a leader until there has been none for leaderWait, and for a leader that
+// is known to answer until readWait.
+func viewFresh(ctx context.Context, store *raftstore.Store) (*raftstore.State, error) {
+	for giveUp := time.Now().Add(readWait); leaderless(store) < leaderWait && time.Now().Before(giveUp); {
 		attempt, cancel := context.WithTimeout(ctx, leaderWait)
 		state, err := store.View(attempt)
 		cancel()
-		switch {
-		case err == nil:
-			return state, nil
-		case ctx.Err() != nil || !noLeaderAnswered(err):
-			return nil, err
-		case time.Now().After(giveUp):
-			return nil, unavailable("the leader does not answer: " + messageOf(err))
+		if err == nil || ctx.Err() != nil || !noLeaderAnswered(err) {
+			return state, err
 		}
 		// A leader that was only just elected, or lost, is asked again soon.
 		select {
@@ -77,29 +87,20 @@ func (a *API) viewFresh(ctx context.Context, store *raftstore.Store) (*raftstore
 		case <-time.After(leaderWait / 20):
 		}
 	}
-	return nil, nil
+	return nil, errStale
 }
 
 func noLeaderAnswered(err error) bool {
 	return errdefs.IsUnavailable(err) || errors.Is(err, context.DeadlineExceeded) || errdefs.IsDeadlineExceeded(err)
 }
 
-// leaderlessFor is how long no leader has been known.
-func (a *API) leaderlessFor(store *raftstore.Store) time.Duration {
-	now := time.Now()
-	if leader, _ := store.Leader(); leader != "" {
-		a.led.Store(now.UnixNano())
+// leaderless is how long no leader has been known; 0 while one is.
+func leaderless(store *raftstore.Store) time.Duration {
+	since := store.LeaderlessSince()
+	if since.IsZero() {
 		return 0
 	}
-	return now.Sub(time.Unix(0, a.led.Load()))
-}
-
-// noLeader is the text that clients know, and this manager's disk if that is the reason.
-func noLeader(store *raftstore.Store) string {
-	if fault := store.DiskFault(); fault != "" {
-		return textNoLeader + " " + fault
-	}
-	return textNoLeader
+	return max(1, time.Since(since))
 }
 
 // update commits a change, or fails at once when there has been no leader for leaderWait.
@@ -108,14 +109,18 @@ func (a *API) update(ctx context.Context, change func(*raftstore.Tx) error) erro
 	if err != nil {
 		return err
 	}
-	if a.leaderlessFor(store) >= leaderWait {
-		return unavailable(noLeader(store))
+	if leaderless(store) >= leaderWait {
+		return store.NoLeader()
 	}
 	ctx, cancel := context.WithTimeout(ctx, writeWait)
 	defer cancel()
 	err = store.Update(ctx, change)
 	if errors.Is(err, context.DeadlineExceeded) || errdefs.IsDeadlineExceeded(err) {
-		return unavailable("no answer from the managers within " + writeWait.String() + ": the change may still be made, so look before you repeat it. " + noLeader(store))
+		text := "no answer from the managers within " + writeWait.String() + ": the change may still be made, so look before you repeat it."
+		if leaderless(store) > 0 {
+			text += " " + messageOf(store.NoLeader())
+		}
+		return unavailable(text)
 	}
 	return err
 }

@@ -41,6 +41,7 @@ type engine struct {
 
 	once   sync.Once
 	client *client.Client
+	warned sync.Once
 	first  sync.Once // connection: the one whose silence is spoken of
 }
 
@@ -66,13 +67,24 @@ func (e *engine) rewriteHints() error {
 func (e *engine) Client() client.APIClient {
 	e.once.Do(func() {
 		// Every connection goes through e.dial, so the host given here only decides that it is plain HTTP.
-		c, err := client.New(client.WithHost(defaultHost), client.WithDialContext(e.dial), client.WithUserAgent("swarm/"+version))
+		c, err := client.New(client.WithHost(defaultHost), client.WithDialContext(e.dial), client.WithUserAgent("swarm/"+version), client.WithHTTPResponseHook(e.passOnWarning))
 		if err != nil {
 			panic(err) // constant arguments
 		}
 		e.client = c
 	})
 	return e.client
+}
+
+// passOnWarning prints what an answer's Warning header says, once: that a manager answered without a leader, above all.
+func (e *engine) passOnWarning(answer *http.Response) {
+	if answer == nil {
+		return
+	}
+	// 110 - "text", as RFC 7234 has it.
+	if _, quoted, found := strings.Cut(answer.Header.Get("Warning"), ` - "`); found {
+		e.warned.Do(func() { fmt.Fprintln(e.Err(), "WARNING: "+strings.TrimSuffix(quoted, `"`)) })
+	}
 }
 
 // address is the agent's address in force: flag, then environment, then default.

@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"net"
+	"net/http"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -35,5 +36,19 @@ func TestSilenceOfTheAgentIsSpokenOf(t *testing.T) {
 				t.Errorf("answer after %v: spoken of: %v, want %v", c.answersAfter, got, c.spoken)
 			}
 		})
+	}
+}
+
+func TestWarningsOfAnswersArePassedOnOnce(t *testing.T) {
+	var stderr bytes.Buffer
+	e, err := newEngine(nil, &stderr, &stderr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, header := range []string{"", "nonsense", `110 - "no leader is known: this is old"`, `110 - "no leader is known: this is older"`} {
+		e.passOnWarning(&http.Response{Header: http.Header{"Warning": {header}}})
+	}
+	if got, want := stderr.String(), "WARNING: no leader is known: this is old\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }

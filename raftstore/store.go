@@ -135,7 +135,8 @@ type Store struct {
 
 	verify    coalescer // of ReadIndexLocal
 	view      coalescer // of View
-	reachable coalescer // of the error without a leader
+	reachable coalescer // of Reach
+	reached   atomic.Pointer[map[string]bool]
 
 	// failed is closed, after failure was set, when the replica cannot go on; closing when it ends for any reason.
 	failOnce  sync.Once

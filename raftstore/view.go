@@ -3,6 +3,7 @@ package raftstore
 import (
 	"context"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -128,32 +129,43 @@ func (s *Store) DiskFault() string {
 
 // noLeader is the error of calls that need a leader; it counts who could take part in an election.
 func (s *Store) noLeader() error {
-	members := s.Members()
 	voters := 0
-	for _, m := range members {
+	for _, m := range s.Members() {
 		if m.Voter {
 			voters++
 		}
 	}
-	// Many may wait for the same answer, which takes probeTimeout at most.
-	reachable, _ := s.reachable.do(context.Background(), func() (uint64, error) { return s.countReachable(members), nil })
-	text := fmt.Sprintf("%s (%d of %d managers can be reached from here, this one included.)", noLeaderText, reachable, voters)
+	text := fmt.Sprintf("%s (%d of %d managers can be reached from here, this one included.)", noLeaderText, len(s.Reach()), voters)
 	if fault := s.DiskFault(); fault != "" {
 		text += " " + fault
 	}
 	return fmt.Errorf("%s%w", text, silent{errdefs.ErrUnavailable})
 }
 
-// countReachable opens a stream to each voter.
-func (s *Store) countReachable(members []Member) uint64 {
+// NoLeader is the error of calls that need a leader while there is none: how many managers can be reached, and what to do.
+// It takes probeTimeout at most.
+func (s *Store) NoLeader() error { return s.noLeader() }
+
+// Reach says which voters can be reached from here, this one included. It takes probeTimeout at most; many may wait for the same answer.
+func (s *Store) Reach() map[string]bool {
+	_, _ = s.reachable.do(context.Background(), func() (uint64, error) {
+		reached := s.probe()
+		s.reached.Store(&reached)
+		return uint64(len(reached)), nil
+	})
+	return maps.Clone(*s.reached.Load())
+}
+
+// probe opens a stream to each voter.
+func (s *Store) probe() map[string]bool {
 	ctx, cancel := context.WithTimeout(context.Background(), probeTimeout)
 	defer cancel()
 	var (
 		probes sync.WaitGroup
 		mu     sync.Mutex
-		count  uint64
 	)
-	for _, m := range members {
+	reached := map[string]bool{}
+	for _, m := range s.Members() {
 		if !m.Voter {
 			continue
 		}
@@ -167,11 +179,11 @@ func (s *Store) countReachable(members []Member) uint64 {
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			count++
+			reached[m.NodeID] = true
 		})
 	}
 	probes.Wait()
-	return count
+	return reached
 }
 
 // coalescer runs one call at a time; who comes while it runs shares the next one, which begins after he came.
