@@ -34,6 +34,15 @@ type Config struct {
 
 // RunOn is an agent on the given edges until ctx ends. The API is served on Sockets' "unix" socket RunDir/swarm.sock.
 func RunOn(ctx context.Context, cfg Config, edges Edges) error {
+	n, err := build(cfg, edges)
+	if err != nil {
+		return err
+	}
+	return n.run(ctx)
+}
+
+// build makes the parts that live as long as the agent; none of them runs yet.
+func build(cfg Config, edges Edges) (*node, error) {
 	if edges.Log == nil {
 		edges.Log = slog.New(slog.DiscardHandler)
 	}
@@ -51,7 +60,7 @@ func RunOn(ctx context.Context, cfg Config, edges Edges) error {
 		Log:       edges.Log.With("component", "worker"),
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	n.api = api.New(api.Config{
 		Node:              n,
@@ -66,7 +75,7 @@ func RunOn(ctx context.Context, cfg Config, edges Edges) error {
 		Measure:           n.measure,
 		Log:               edges.Log,
 	})
-	return n.run(ctx)
+	return n, nil
 }
 
 // run starts what lives as long as the agent.

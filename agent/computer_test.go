@@ -35,6 +35,8 @@ type computer struct {
 	ip      string
 	cfg     Config
 	runtime *fakeRuntime
+	disk    *raftstore.MemoryDisk
+	node    *node              // of the latest agent
 	stop    context.CancelFunc // nil while the agent does not run
 	ended   chan error
 	log     *slog.Logger
@@ -42,7 +44,7 @@ type computer struct {
 
 // newComputer is switched on; its agent runs.
 func newComputer(t *testing.T, e *ether, number int) *computer {
-	m := &computer{t: t, ether: e, name: fmt.Sprintf("n%d", number), ip: fmt.Sprintf("10.0.0.%d", number), runtime: newFakeRuntime()}
+	m := &computer{t: t, ether: e, name: fmt.Sprintf("n%d", number), ip: fmt.Sprintf("10.0.0.%d", number), runtime: newFakeRuntime(), disk: raftstore.NewMemoryDisk()}
 	dir := t.TempDir()
 	m.cfg = Config{
 		DataDir:       dir,
@@ -74,11 +76,15 @@ func (m *computer) start() {
 		NoSync:     true,
 		Description: swarm.NodeDescription{Hostname: m.name, Platform: swarm.Platform{OS: "linux", Architecture: "x86_64"},
 			Resources: swarm.Resources{NanoCPUs: 8e9, MemoryBytes: 8 << 30}},
-		Store: raftstore.Config{CheckRows: true},
+		Store: raftstore.Config{CheckRows: true, Disk: m.disk},
 		Log:   m.log,
 	}
-	ended, cfg := m.ended, m.cfg
-	go func() { ended <- RunOn(ctx, cfg, edges) }()
+	var err error
+	if m.node, err = build(m.cfg, edges); err != nil {
+		m.t.Fatal(err)
+	}
+	ended, n := m.ended, m.node
+	go func() { ended <- n.run(ctx) }()
 	synctest.Wait()
 }
 
@@ -150,6 +156,9 @@ func formed(t *testing.T, managers, workers int) []*computer {
 	e := newEther()
 	var all []*computer
 	for i := range managers + workers {
+		if i == managers {
+			time.Sleep(time.Second) // until all of them vote
+		}
 		m := newComputer(t, e, i+1)
 		all = append(all, m)
 		switch {
@@ -168,6 +177,38 @@ func closeAll(machines []*computer) {
 	for _, m := range machines {
 		m.close()
 	}
+}
+
+// store is the machine's replica, nil while it has none that is usable.
+func (m *computer) store() *raftstore.Store {
+	if m.stop == nil {
+		return nil
+	}
+	return m.node.Status().Store
+}
+
+// row is the machine's row as another one's replica has it.
+func (m *computer) row(at *computer) raftstore.Node {
+	if store := at.store(); store != nil {
+		for n := range store.Local().Nodes.All() {
+			if n.Description.Hostname == m.name {
+				return *n
+			}
+		}
+	}
+	return raftstore.Node{}
+}
+
+// leader is the machine that leads.
+func leader(machines []*computer) *computer {
+	for _, m := range machines {
+		if store := m.store(); store != nil {
+			if id, _ := store.Leader(); id == m.node.id() && m.node.current().manager.Load().serving() {
+				return m
+			}
+		}
+	}
+	return nil
 }
 
 // service creates a replicated service of containers that run until they are stopped.

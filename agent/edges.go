@@ -42,6 +42,8 @@ type Edges struct {
 	ContainerdVersion string
 	// Beside runs as long as the agent does; what it returns ends the agent. It may be nil.
 	Beside func(ctx context.Context) error
+	// Farewell is why the agent ends, as the cluster is told: restart or shutdown; nil: restart. It must be quick.
+	Farewell func() string
 	// Log may be nil.
 	Log *slog.Logger
 }

@@ -90,6 +90,7 @@ func (m *membership) manage(ctx context.Context, server *rpc.Server) error {
 	}
 	g.Go(func() error { return m.untilUsable(ctx, mg) })
 	g.Go(func() error { return mg.followTenure(ctx) })
+	g.Go(func() error { return mg.runBalance(ctx) })
 	g.Go(func() error { return m.untilRoleEnds(ctx, cancel) })
 	err = g.Wait()
 	if m.identity.Role() != swarm.NodeRoleManager {

@@ -113,9 +113,13 @@ func (m *membership) run(ctx context.Context) error {
 	m.registerServices(server)
 	m.server.Store(server)
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return server.Run(ctx) })
-	g.Go(func() error { return m.runManagerRole(ctx, server) })
-	g.Go(func() error { return m.runSessions(ctx) })
+	// The end comes in an order: the agent says good-bye, perhaps to the manager in this process; then that one hands
+	// over; and the port, over which both speak, closes last. Each step has its own bound.
+	managing, endManaging := context.WithCancel(context.WithoutCancel(ctx))
+	open, closePort := context.WithCancel(context.WithoutCancel(ctx))
+	g.Go(func() error { defer endManaging(); return m.runSessions(ctx) })
+	g.Go(func() error { defer closePort(); return m.runManagerRole(managing, server) })
+	g.Go(func() error { return server.Run(open) })
 	g.Go(func() error { return m.runRenewals(ctx) })
 	g.Go(func() error { return m.runGossip(ctx) })
 	g.Go(func() error { return m.becomeReady(ctx) })
@@ -206,20 +210,24 @@ func (m *membership) status() api.Status {
 }
 
 // managerAddresses lists where a session may be had, the best first: this node's own replica, then the
-// managers of the roster in random order, so that agents spread, then those the record remembers.
+// managers of the roster, then those the record remembers, each in random order, so that agents spread.
 func (m *membership) managerAddresses() []string {
 	rec := m.currentRecord()
 	var addresses []string
 	if mg := m.manager.Load(); mg != nil && mg.serving() {
 		addresses = append(addresses, rec.AdvertiseAddr)
 	}
-	known := m.roster.managerAddresses()
-	rand.Shuffle(len(known), func(i, j int) { known[i], known[j] = known[j], known[i] })
-	for _, a := range append(known, rec.Managers...) {
+	for _, a := range append(shuffled(m.roster.managerAddresses()), shuffled(rec.Managers)...) {
 		if !slices.Contains(addresses, a) {
 			addresses = append(addresses, a)
 		}
 	}
+	return addresses
+}
+
+func shuffled(addresses []string) []string {
+	addresses = slices.Clone(addresses)
+	rand.Shuffle(len(addresses), func(i, j int) { addresses[i], addresses[j] = addresses[j], addresses[i] })
 	return addresses
 }
 

@@ -8,9 +8,12 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"strings"
+	"time"
 
 	"swarm/agent/containerd"
 	"swarm/agent/images"
@@ -83,6 +86,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		Description:       description,
 		ContainerdVersion: containerdVersion(ctx, runtime, log),
 		Beside:            both(holder.Run, runtime.Run),
+		Farewell:          farewell,
 		Log:               log,
 	})
 }
@@ -94,6 +98,24 @@ func RunKeeper(ctx context.Context, runDir, logDir string) error {
 		LogDir: logDir,
 		Log:    slog.New(slog.NewTextHandler(os.Stderr, nil)).With("component", "keeper"),
 	})
+}
+
+// systemctlMax bounds the question whether the machine goes down.
+const systemctlMax = 500 * time.Millisecond
+
+// farewell tells the end of the machine from that of the agent alone, where systemd knows it.
+func farewell() string {
+	if _, err := os.Stat("/run/systemd/system"); err != nil {
+		return goodbyeRestart
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), systemctlMax)
+	defer cancel()
+	// Its exit code is not 0 unless all is well; what it prints counts.
+	state, _ := exec.CommandContext(ctx, "systemctl", "is-system-running").Output()
+	if strings.TrimSpace(string(state)) == "stopping" {
+		return goodbyeShutdown
+	}
+	return goodbyeRestart
 }
 
 func both(a, b func(context.Context) error) func(context.Context) error {

@@ -87,6 +87,13 @@ func outdatedRole(p rpc.Peer) error {
 	return errdefs.ErrFailedPrecondition.WithMessage(fmt.Sprintf("node %s is not a manager of the swarm any more", p.NodeID))
 }
 
+// size is how many nodes the cluster has, as far as is known.
+func (r *roster) size() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.members)
+}
+
 // managers are the members that serve sessions and API calls, as GET /info lists them.
 func (r *roster) managers() []swarm.Peer {
 	r.mu.Lock()

@@ -32,6 +32,8 @@ type tenure struct {
 	mu  sync.Mutex // guards:
 	ctx context.Context
 	end context.CancelCauseFunc
+	// since is when it began.
+	since time.Time
 }
 
 // current is done once this time is over; nil while the manager does not serve.
@@ -41,12 +43,23 @@ func (t *tenure) current() context.Context {
 	return t.ctx
 }
 
+// lasted is for how long the manager has been serving, 0 while it does not.
+func (t *tenure) lasted() time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.ctx == nil {
+		return 0
+	}
+	return time.Since(t.since)
+}
+
 func (t *tenure) set(serving bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	switch {
 	case serving && t.ctx == nil:
 		t.ctx, t.end = context.WithCancelCause(context.Background())
+		t.since = time.Now()
 	case !serving && t.ctx != nil:
 		t.end(errNotServing)
 		t.ctx = nil

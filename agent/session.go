@@ -6,107 +6,170 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 
 	"swarm/rpc"
 
 	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/swarm"
 )
 
 const (
 	// formatVersion is that of the messages of node.proto.
 	formatVersion = 1
-	// sessionRetryMin and sessionRetryMax bound the pause between two rounds over all managers.
-	sessionRetryMin = 100 * time.Millisecond
-	sessionRetryMax = 2 * time.Second
 	// goodbyeMax is how long a manager may take to hear a good-bye.
 	goodbyeMax = time.Second
-	// welcomeMax is how long a manager may take to answer a hello.
+	// welcomeMax is how long a manager may take to answer a hello; it has to find a leader first.
 	welcomeMax = 5 * time.Second
+	// beatsMissedMax is how many beats in a row may stay without any word from the manager: 2 s with the default grace time.
+	beatsMissedMax = 3
+	// homeAfter, and as much again at random, is how long this manager's own replica must serve before its agent comes back to it.
+	homeAfter = 10 * time.Second
 )
 
-// errGoodbye ends a session that this node ended itself.
-var errGoodbye = errors.New("said good-bye")
+// What an agent says when it ends a session on purpose.
+const (
+	goodbyeRestart  = "restart"  // also the end of the agent when the machine goes on
+	goodbyeDrain    = "drain"    // the same on a drained node
+	goodbyeShutdown = "shutdown" // of the machine: nothing runs on
+	goodbyeLeave    = "leave"
+	goodbyeMove     = "move" // to another manager
+)
+
+var (
+	// errGoodbye ends a session that this node ended itself.
+	errGoodbye = errors.New("said good-bye")
+	// errSilent ends a session whose manager says nothing any more.
+	errSilent = errdefs.ErrUnavailable.WithMessage("the manager is silent")
+	// errSlow ends an attempt on a manager that does not answer.
+	errSlow = errdefs.ErrUnavailable.WithMessage("the manager does not answer in time")
+)
 
 // runSessions keeps one session with some manager until ctx ends.
 func (m *membership) runSessions(ctx context.Context) error {
-	retry := sessionRetryMin
+	var search search
 	for ctx.Err() == nil {
-		for _, address := range m.managerAddresses() {
-			begun := time.Now()
-			welcomed, err := m.session(ctx, address)
+		pause, ended := time.Duration(0), false
+		for _, address := range search.order(m.managerAddresses()) {
+			welcomed, err := m.session(ctx, address, search.patience())
 			if ctx.Err() != nil {
 				return nil
 			}
-			m.log.Warn("session ended", "manager", address, "err", err)
-			// The answer to a renewal may have been lost when the connections of the former manager were cut.
-			if errdefs.IsUnauthorized(err) {
-				m.renewNow.send()
+			m.learnFrom(err)
+			if !welcomed.IsZero() {
+				m.log.Warn("session ended", "manager", address, "err", err)
+				// The roster of that session is the best list there is.
+				pause, ended = search.lost(address, time.Since(welcomed), m.roster.size()), true
+				break
 			}
-			// The connection may have been cut before the order to stop came through; a member is refused for nothing else.
-			if errdefs.IsPermissionDenied(err) && !m.removed() {
-				m.obey(&rpc.NodeOrder{Removed: true})
-			}
-			if welcomed {
-				// One that ends as soon as it began would end again: only a session that lived starts the pauses anew.
-				if time.Since(begun) > sessionRetryMax {
-					retry = sessionRetryMin
-				}
-				break // the roster of that session is the best list there is
-			}
+			m.log.Warn("no session", "manager", address, "err", err)
+			search.avoid(address)
 		}
-		pause := time.NewTimer(retry/2 + rand.N(retry))
-		select {
-		case <-ctx.Done():
-		case <-pause.C:
+		if !ended {
+			pause = search.fruitless()
 		}
-		pause.Stop()
-		retry = min(2*retry, sessionRetryMax)
+		pauseFor(ctx, pause)
 	}
 	return nil
+}
+
+// learnFrom takes from the end of a session what it says of this node.
+func (m *membership) learnFrom(err error) {
+	// The answer to a renewal may have been lost when the connections of the former manager were cut.
+	if errdefs.IsUnauthorized(err) {
+		m.renewNow.send()
+	}
+	// The connection may have been cut before the order to stop came through; a member is refused for nothing else.
+	if errdefs.IsPermissionDenied(err) && !m.removed() {
+		m.obey(&rpc.NodeOrder{Removed: true})
+	}
 }
 
 // session is one stream with a manager: hello, then beats, statuses and held images up, orders down.
 type session struct {
 	m      *membership
 	stream rpc.Dispatcher_SessionClient
+	// heard says that the manager spoke since it was last looked at.
+	heard atomic.Bool
+	// atHome says that the manager is this node's own; leaveAt, when a manager's agent goes back to its own.
+	atHome  bool
+	leaveAt time.Duration
 	// unacknowledged are the statuses of the one message under way, nil when none is.
 	unacknowledged []*rpc.TaskStatus
 	sequence       uint64
+	// moving says that the manager wants to be rid of this node.
+	moving bool
 }
 
-func (m *membership) session(ctx context.Context, address string) (welcomed bool, err error) {
+// session returns when it ended, and when it was welcomed; zero if it never was.
+func (m *membership) session(ctx context.Context, address string, patience time.Duration) (welcomed time.Time, err error) {
 	conn, err := m.dialer.GRPC(address)
 	if err != nil {
-		return false, err
+		return welcomed, err
 	}
 	defer conn.Close()
 	// The stream outlives ctx by the farewell, so it has a context of its own. Until the welcome, a manager
 	// that does not answer and the end of ctx both end it.
-	streamCtx, endStream := context.WithCancel(context.WithoutCancel(ctx))
-	defer endStream()
-	late := time.AfterFunc(welcomeMax, endStream)
+	streamCtx, endStream := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer endStream(nil)
+	late := time.AfterFunc(patience, func() { endStream(errSlow) })
 	defer late.Stop()
-	detach := context.AfterFunc(ctx, endStream)
+	detach := context.AfterFunc(ctx, func() { endStream(context.Canceled) })
 	defer detach()
 	stream, err := rpc.NewDispatcherClient(conn).Session(streamCtx)
 	if err != nil {
-		return false, err
+		return welcomed, orCause(streamCtx, err)
 	}
-	s := &session{m: m, stream: stream}
+	late.Reset(welcomeMax)
+	s := &session{m: m, stream: stream, atHome: address == m.currentRecord().AdvertiseAddr, leaveAt: homeAfter + rand.N(homeAfter)}
 	welcome, err := s.greet()
 	if err != nil {
-		return false, err
+		return welcomed, orCause(streamCtx, err)
 	}
 	if !late.Stop() || !detach() {
-		return false, context.Canceled
+		return welcomed, context.Canceled
 	}
 	m.log.Info("session begun", "manager", address)
 	m.takeGossipKey(welcome.GossipKey)
 	m.node.worker.Resend()
 	m.inSession.Store(true)
 	defer m.inSession.Store(false)
-	return true, s.serve(ctx, time.Duration(welcome.BeatNs))
+	welcomed = time.Now()
+	beat := time.Duration(welcome.BeatNs)
+	listening := make(chan struct{})
+	go func() { defer close(listening); s.listen(streamCtx, beat, endStream) }()
+	err = orCause(streamCtx, s.serve(ctx, beat))
+	endStream(nil)
+	<-listening
+	return welcomed, err
+}
+
+// orCause prefers the reason why a context was ended to the error that followed from it.
+func orCause(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil && err != errGoodbye {
+		return cause
+	}
+	return err
+}
+
+// listen ends the session when its manager says nothing for some beats in a row. It counts beats instead of looking at
+// the clock: an agent that was itself stopped for a while finds first what waits for it.
+func (s *session) listen(ctx context.Context, beat time.Duration, end context.CancelCauseFunc) {
+	beats := time.NewTicker(beat)
+	defer beats.Stop()
+	for missed := 0; missed < beatsMissedMax; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-beats.C:
+		}
+		missed++
+		if s.heard.Swap(false) {
+			missed = 0
+		}
+	}
+	end(errSilent)
 }
 
 func (s *session) greet() (*rpc.Welcome, error) {
@@ -147,6 +210,7 @@ func (s *session) serve(ctx context.Context, beat time.Duration) error {
 	go func() {
 		for {
 			message, err := s.stream.Recv()
+			s.heard.Store(true)
 			if err != nil {
 				broken <- err
 				return
@@ -169,11 +233,14 @@ func (s *session) serve(ctx context.Context, beat time.Duration) error {
 		var err error
 		select {
 		case <-ctx.Done():
-			return s.sayGoodbye("restart", received, broken)
+			return s.sayGoodbye(s.m.stopReason(), received, broken)
 		case answered := <-s.m.resigns:
-			err = s.sayGoodbye("leave", received, broken)
+			err = s.sayGoodbye(goodbyeLeave, received, broken)
 			close(answered)
 		case <-beats.C:
+			if s.shallMove() {
+				return s.sayGoodbye(goodbyeMove, received, broken)
+			}
 			err = s.stream.Send(&rpc.AgentMessage{Kind: &rpc.AgentMessage_Beat{Beat: &rpc.Beat{}}})
 		case <-s.m.node.images.Changed():
 			err = s.sendHeldImages(ctx)
@@ -186,6 +253,28 @@ func (s *session) serve(ctx context.Context, beat time.Duration) error {
 			return err
 		}
 	}
+}
+
+// shallMove says whether another manager is the better one: a manager's agent goes back to its own replica once that has served
+// for a while, and any agent leaves a manager that has too many, if there is another one.
+func (s *session) shallMove() bool {
+	if mg := s.m.manager.Load(); mg != nil && !s.atHome && mg.tenure.lasted() > s.leaveAt {
+		return true
+	}
+	return s.moving && !s.atHome && len(s.m.roster.managers()) > 1
+}
+
+// stopReason is what the cluster is told when the agent ends.
+func (m *membership) stopReason() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.order != nil && m.order.Availability == string(swarm.NodeAvailabilityDrain) {
+		return goodbyeDrain
+	}
+	if farewell := m.node.edges.Farewell; farewell != nil {
+		return farewell()
+	}
+	return goodbyeRestart
 }
 
 // statusesDue is nil, and so never ready, while a status message is unacknowledged: meanwhile newer statuses replace older ones.
@@ -256,6 +345,8 @@ func (s *session) take(message *rpc.ManagerMessage) {
 		s.m.rosterMoved.send()
 	case message.GetOrder() != nil:
 		s.m.obey(message.GetOrder())
+	case message.GetMove() != nil:
+		s.moving = true
 	}
 }
 

@@ -1021,7 +1021,7 @@ func (x *Platform) GetArchitecture() string {
 
 type Goodbye struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"` // restart, shutdown, leave or drain
+	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"` // restart, shutdown, leave, drain, or move to another manager
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1072,6 +1072,8 @@ type ManagerMessage struct {
 	//	*ManagerMessage_Ack
 	//	*ManagerMessage_Roster
 	//	*ManagerMessage_Order
+	//	*ManagerMessage_Beat
+	//	*ManagerMessage_Move
 	Kind          isManagerMessage_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1159,6 +1161,24 @@ func (x *ManagerMessage) GetOrder() *NodeOrder {
 	return nil
 }
 
+func (x *ManagerMessage) GetBeat() *Beat {
+	if x != nil {
+		if x, ok := x.Kind.(*ManagerMessage_Beat); ok {
+			return x.Beat
+		}
+	}
+	return nil
+}
+
+func (x *ManagerMessage) GetMove() *Move {
+	if x != nil {
+		if x, ok := x.Kind.(*ManagerMessage_Move); ok {
+			return x.Move
+		}
+	}
+	return nil
+}
+
 type isManagerMessage_Kind interface {
 	isManagerMessage_Kind()
 }
@@ -1183,6 +1203,14 @@ type ManagerMessage_Order struct {
 	Order *NodeOrder `protobuf:"bytes,5,opt,name=order,proto3,oneof"`
 }
 
+type ManagerMessage_Beat struct {
+	Beat *Beat `protobuf:"bytes,6,opt,name=beat,proto3,oneof"` // answers a beat, so that the agent knows that the manager lives
+}
+
+type ManagerMessage_Move struct {
+	Move *Move `protobuf:"bytes,7,opt,name=move,proto3,oneof"` // this manager has more than its share of agents: use another one
+}
+
 func (*ManagerMessage_Welcome) isManagerMessage_Kind() {}
 
 func (*ManagerMessage_Assignments) isManagerMessage_Kind() {}
@@ -1192,6 +1220,46 @@ func (*ManagerMessage_Ack) isManagerMessage_Kind() {}
 func (*ManagerMessage_Roster) isManagerMessage_Kind() {}
 
 func (*ManagerMessage_Order) isManagerMessage_Kind() {}
+
+func (*ManagerMessage_Beat) isManagerMessage_Kind() {}
+
+func (*ManagerMessage_Move) isManagerMessage_Kind() {}
+
+type Move struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Move) Reset() {
+	*x = Move{}
+	mi := &file_rpc_node_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Move) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Move) ProtoMessage() {}
+
+func (x *Move) ProtoReflect() protoreflect.Message {
+	mi := &file_rpc_node_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Move.ProtoReflect.Descriptor instead.
+func (*Move) Descriptor() ([]byte, []int) {
+	return file_rpc_node_proto_rawDescGZIP(), []int{19}
+}
 
 type Welcome struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1205,7 +1273,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_rpc_node_proto_msgTypes[19]
+	mi := &file_rpc_node_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1217,7 +1285,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_rpc_node_proto_msgTypes[19]
+	mi := &file_rpc_node_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1230,7 +1298,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_rpc_node_proto_rawDescGZIP(), []int{19}
+	return file_rpc_node_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Welcome) GetFormatVersion() uint32 {
@@ -1275,7 +1343,7 @@ type Assignments struct {
 
 func (x *Assignments) Reset() {
 	*x = Assignments{}
-	mi := &file_rpc_node_proto_msgTypes[20]
+	mi := &file_rpc_node_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1287,7 +1355,7 @@ func (x *Assignments) String() string {
 func (*Assignments) ProtoMessage() {}
 
 func (x *Assignments) ProtoReflect() protoreflect.Message {
-	mi := &file_rpc_node_proto_msgTypes[20]
+	mi := &file_rpc_node_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1300,7 +1368,7 @@ func (x *Assignments) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Assignments.ProtoReflect.Descriptor instead.
 func (*Assignments) Descriptor() ([]byte, []int) {
-	return file_rpc_node_proto_rawDescGZIP(), []int{20}
+	return file_rpc_node_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Assignments) GetFull() bool {
@@ -1351,7 +1419,7 @@ type Assignment struct {
 
 func (x *Assignment) Reset() {
 	*x = Assignment{}
-	mi := &file_rpc_node_proto_msgTypes[21]
+	mi := &file_rpc_node_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1363,7 +1431,7 @@ func (x *Assignment) String() string {
 func (*Assignment) ProtoMessage() {}
 
 func (x *Assignment) ProtoReflect() protoreflect.Message {
-	mi := &file_rpc_node_proto_msgTypes[21]
+	mi := &file_rpc_node_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1376,7 +1444,7 @@ func (x *Assignment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Assignment.ProtoReflect.Descriptor instead.
 func (*Assignment) Descriptor() ([]byte, []int) {
-	return file_rpc_node_proto_rawDescGZIP(), []int{21}
+	return file_rpc_node_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Assignment) GetTaskId() string {
@@ -1425,7 +1493,7 @@ type ServiceSpec struct {
 
 func (x *ServiceSpec) Reset() {
 	*x = ServiceSpec{}
-	mi := &file_rpc_node_proto_msgTypes[22]
+	mi := &file_rpc_node_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1437,7 +1505,7 @@ func (x *ServiceSpec) String() string {
 func (*ServiceSpec) ProtoMessage() {}
 
 func (x *ServiceSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_rpc_node_proto_msgTypes[22]
+	mi := &file_rpc_node_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1450,7 +1518,7 @@ func (x *ServiceSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceSpec.ProtoReflect.Descriptor instead.
 func (*ServiceSpec) Descriptor() ([]byte, []int) {
-	return file_rpc_node_proto_rawDescGZIP(), []int{22}
+	return file_rpc_node_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ServiceSpec) GetServiceId() string {
@@ -1484,7 +1552,7 @@ type ImageHolders struct {
 
 func (x *ImageHolders) Reset() {
 	*x = ImageHolders{}
-	mi := &file_rpc_node_proto_msgTypes[23]
+	mi := &file_rpc_node_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1496,7 +1564,7 @@ func (x *ImageHolders) String() string {
 func (*ImageHolders) ProtoMessage() {}
 
 func (x *ImageHolders) ProtoReflect() protoreflect.Message {
-	mi := &file_rpc_node_proto_msgTypes[23]
+	mi := &file_rpc_node_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1509,7 +1577,7 @@ func (x *ImageHolders) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageHolders.ProtoReflect.Descriptor instead.
 func (*ImageHolders) Descriptor() ([]byte, []int) {
-	return file_rpc_node_proto_rawDescGZIP(), []int{23}
+	return file_rpc_node_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ImageHolders) GetDigest() string {
@@ -1535,7 +1603,7 @@ type StatusAck struct {
 
 func (x *StatusAck) Reset() {
 	*x = StatusAck{}
-	mi := &file_rpc_node_proto_msgTypes[24]
+	mi := &file_rpc_node_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1547,7 +1615,7 @@ func (x *StatusAck) String() string {
 func (*StatusAck) ProtoMessage() {}
 
 func (x *StatusAck) ProtoReflect() protoreflect.Message {
-	mi := &file_rpc_node_proto_msgTypes[24]
+	mi := &file_rpc_node_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1560,7 +1628,7 @@ func (x *StatusAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusAck.ProtoReflect.Descriptor instead.
 func (*StatusAck) Descriptor() ([]byte, []int) {
-	return file_rpc_node_proto_rawDescGZIP(), []int{24}
+	return file_rpc_node_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *StatusAck) GetSequence() uint64 {
@@ -1582,7 +1650,7 @@ type Roster struct {
 
 func (x *Roster) Reset() {
 	*x = Roster{}
-	mi := &file_rpc_node_proto_msgTypes[25]
+	mi := &file_rpc_node_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1594,7 +1662,7 @@ func (x *Roster) String() string {
 func (*Roster) ProtoMessage() {}
 
 func (x *Roster) ProtoReflect() protoreflect.Message {
-	mi := &file_rpc_node_proto_msgTypes[25]
+	mi := &file_rpc_node_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1607,7 +1675,7 @@ func (x *Roster) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Roster.ProtoReflect.Descriptor instead.
 func (*Roster) Descriptor() ([]byte, []int) {
-	return file_rpc_node_proto_rawDescGZIP(), []int{25}
+	return file_rpc_node_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Roster) GetFull() bool {
@@ -1644,7 +1712,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_rpc_node_proto_msgTypes[26]
+	mi := &file_rpc_node_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1656,7 +1724,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_rpc_node_proto_msgTypes[26]
+	mi := &file_rpc_node_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1669,7 +1737,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_rpc_node_proto_rawDescGZIP(), []int{26}
+	return file_rpc_node_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Member) GetNodeId() string {
@@ -1719,7 +1787,7 @@ type NodeOrder struct {
 
 func (x *NodeOrder) Reset() {
 	*x = NodeOrder{}
-	mi := &file_rpc_node_proto_msgTypes[27]
+	mi := &file_rpc_node_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1731,7 +1799,7 @@ func (x *NodeOrder) String() string {
 func (*NodeOrder) ProtoMessage() {}
 
 func (x *NodeOrder) ProtoReflect() protoreflect.Message {
-	mi := &file_rpc_node_proto_msgTypes[27]
+	mi := &file_rpc_node_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1744,7 +1812,7 @@ func (x *NodeOrder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeOrder.ProtoReflect.Descriptor instead.
 func (*NodeOrder) Descriptor() ([]byte, []int) {
-	return file_rpc_node_proto_rawDescGZIP(), []int{27}
+	return file_rpc_node_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *NodeOrder) GetRole() string {
@@ -1838,14 +1906,17 @@ const file_rpc_node_proto_rawDesc = "" +
 	"\x02os\x18\x01 \x01(\tR\x02os\x12\"\n" +
 	"\farchitecture\x18\x02 \x01(\tR\farchitecture\"!\n" +
 	"\aGoodbye\x12\x16\n" +
-	"\x06reason\x18\x01 \x01(\tR\x06reason\"\x98\x02\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\"\xec\x02\n" +
 	"\x0eManagerMessage\x121\n" +
 	"\awelcome\x18\x01 \x01(\v2\x15.swarm.rpc.v1.WelcomeH\x00R\awelcome\x12=\n" +
 	"\vassignments\x18\x02 \x01(\v2\x19.swarm.rpc.v1.AssignmentsH\x00R\vassignments\x12+\n" +
 	"\x03ack\x18\x03 \x01(\v2\x17.swarm.rpc.v1.StatusAckH\x00R\x03ack\x12.\n" +
 	"\x06roster\x18\x04 \x01(\v2\x14.swarm.rpc.v1.RosterH\x00R\x06roster\x12/\n" +
-	"\x05order\x18\x05 \x01(\v2\x17.swarm.rpc.v1.NodeOrderH\x00R\x05orderB\x06\n" +
-	"\x04kind\"\x83\x01\n" +
+	"\x05order\x18\x05 \x01(\v2\x17.swarm.rpc.v1.NodeOrderH\x00R\x05order\x12(\n" +
+	"\x04beat\x18\x06 \x01(\v2\x12.swarm.rpc.v1.BeatH\x00R\x04beat\x12(\n" +
+	"\x04move\x18\a \x01(\v2\x12.swarm.rpc.v1.MoveH\x00R\x04moveB\x06\n" +
+	"\x04kind\"\x06\n" +
+	"\x04Move\"\x83\x01\n" +
 	"\aWelcome\x12%\n" +
 	"\x0eformat_version\x18\x01 \x01(\rR\rformatVersion\x12\x17\n" +
 	"\abeat_ns\x18\x02 \x01(\x03R\x06beatNs\x12\x19\n" +
@@ -1912,7 +1983,7 @@ func file_rpc_node_proto_rawDescGZIP() []byte {
 	return file_rpc_node_proto_rawDescData
 }
 
-var file_rpc_node_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_rpc_node_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_rpc_node_proto_goTypes = []any{
 	(*RootCertificateRequest)(nil),   // 0: swarm.rpc.v1.RootCertificateRequest
 	(*RootCertificateResponse)(nil),  // 1: swarm.rpc.v1.RootCertificateResponse
@@ -1933,18 +2004,19 @@ var file_rpc_node_proto_goTypes = []any{
 	(*Platform)(nil),                 // 16: swarm.rpc.v1.Platform
 	(*Goodbye)(nil),                  // 17: swarm.rpc.v1.Goodbye
 	(*ManagerMessage)(nil),           // 18: swarm.rpc.v1.ManagerMessage
-	(*Welcome)(nil),                  // 19: swarm.rpc.v1.Welcome
-	(*Assignments)(nil),              // 20: swarm.rpc.v1.Assignments
-	(*Assignment)(nil),               // 21: swarm.rpc.v1.Assignment
-	(*ServiceSpec)(nil),              // 22: swarm.rpc.v1.ServiceSpec
-	(*ImageHolders)(nil),             // 23: swarm.rpc.v1.ImageHolders
-	(*StatusAck)(nil),                // 24: swarm.rpc.v1.StatusAck
-	(*Roster)(nil),                   // 25: swarm.rpc.v1.Roster
-	(*Member)(nil),                   // 26: swarm.rpc.v1.Member
-	(*NodeOrder)(nil),                // 27: swarm.rpc.v1.NodeOrder
+	(*Move)(nil),                     // 19: swarm.rpc.v1.Move
+	(*Welcome)(nil),                  // 20: swarm.rpc.v1.Welcome
+	(*Assignments)(nil),              // 21: swarm.rpc.v1.Assignments
+	(*Assignment)(nil),               // 22: swarm.rpc.v1.Assignment
+	(*ServiceSpec)(nil),              // 23: swarm.rpc.v1.ServiceSpec
+	(*ImageHolders)(nil),             // 24: swarm.rpc.v1.ImageHolders
+	(*StatusAck)(nil),                // 25: swarm.rpc.v1.StatusAck
+	(*Roster)(nil),                   // 26: swarm.rpc.v1.Roster
+	(*Member)(nil),                   // 27: swarm.rpc.v1.Member
+	(*NodeOrder)(nil),                // 28: swarm.rpc.v1.NodeOrder
 }
 var file_rpc_node_proto_depIdxs = []int32{
-	26, // 0: swarm.rpc.v1.IssueCertificateResponse.managers:type_name -> swarm.rpc.v1.Member
+	27, // 0: swarm.rpc.v1.IssueCertificateResponse.managers:type_name -> swarm.rpc.v1.Member
 	6,  // 1: swarm.rpc.v1.ProposeResponse.answers:type_name -> swarm.rpc.v1.CommitAnswer
 	10, // 2: swarm.rpc.v1.AgentMessage.hello:type_name -> swarm.rpc.v1.Hello
 	11, // 3: swarm.rpc.v1.AgentMessage.beat:type_name -> swarm.rpc.v1.Beat
@@ -1954,30 +2026,32 @@ var file_rpc_node_proto_depIdxs = []int32{
 	13, // 7: swarm.rpc.v1.TaskStatuses.statuses:type_name -> swarm.rpc.v1.TaskStatus
 	15, // 8: swarm.rpc.v1.HeldImages.images:type_name -> swarm.rpc.v1.HeldImage
 	16, // 9: swarm.rpc.v1.HeldImage.platforms:type_name -> swarm.rpc.v1.Platform
-	19, // 10: swarm.rpc.v1.ManagerMessage.welcome:type_name -> swarm.rpc.v1.Welcome
-	20, // 11: swarm.rpc.v1.ManagerMessage.assignments:type_name -> swarm.rpc.v1.Assignments
-	24, // 12: swarm.rpc.v1.ManagerMessage.ack:type_name -> swarm.rpc.v1.StatusAck
-	25, // 13: swarm.rpc.v1.ManagerMessage.roster:type_name -> swarm.rpc.v1.Roster
-	27, // 14: swarm.rpc.v1.ManagerMessage.order:type_name -> swarm.rpc.v1.NodeOrder
-	21, // 15: swarm.rpc.v1.Assignments.tasks:type_name -> swarm.rpc.v1.Assignment
-	22, // 16: swarm.rpc.v1.Assignments.specs:type_name -> swarm.rpc.v1.ServiceSpec
-	23, // 17: swarm.rpc.v1.Assignments.holders:type_name -> swarm.rpc.v1.ImageHolders
-	26, // 18: swarm.rpc.v1.Roster.members:type_name -> swarm.rpc.v1.Member
-	0,  // 19: swarm.rpc.v1.CertificateAuthority.RootCertificate:input_type -> swarm.rpc.v1.RootCertificateRequest
-	2,  // 20: swarm.rpc.v1.CertificateAuthority.IssueCertificate:input_type -> swarm.rpc.v1.IssueCertificateRequest
-	4,  // 21: swarm.rpc.v1.Raft.Propose:input_type -> swarm.rpc.v1.ProposeRequest
-	7,  // 22: swarm.rpc.v1.Raft.ReadIndex:input_type -> swarm.rpc.v1.ReadIndexRequest
-	9,  // 23: swarm.rpc.v1.Dispatcher.Session:input_type -> swarm.rpc.v1.AgentMessage
-	1,  // 24: swarm.rpc.v1.CertificateAuthority.RootCertificate:output_type -> swarm.rpc.v1.RootCertificateResponse
-	3,  // 25: swarm.rpc.v1.CertificateAuthority.IssueCertificate:output_type -> swarm.rpc.v1.IssueCertificateResponse
-	5,  // 26: swarm.rpc.v1.Raft.Propose:output_type -> swarm.rpc.v1.ProposeResponse
-	8,  // 27: swarm.rpc.v1.Raft.ReadIndex:output_type -> swarm.rpc.v1.ReadIndexResponse
-	18, // 28: swarm.rpc.v1.Dispatcher.Session:output_type -> swarm.rpc.v1.ManagerMessage
-	24, // [24:29] is the sub-list for method output_type
-	19, // [19:24] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	20, // 10: swarm.rpc.v1.ManagerMessage.welcome:type_name -> swarm.rpc.v1.Welcome
+	21, // 11: swarm.rpc.v1.ManagerMessage.assignments:type_name -> swarm.rpc.v1.Assignments
+	25, // 12: swarm.rpc.v1.ManagerMessage.ack:type_name -> swarm.rpc.v1.StatusAck
+	26, // 13: swarm.rpc.v1.ManagerMessage.roster:type_name -> swarm.rpc.v1.Roster
+	28, // 14: swarm.rpc.v1.ManagerMessage.order:type_name -> swarm.rpc.v1.NodeOrder
+	11, // 15: swarm.rpc.v1.ManagerMessage.beat:type_name -> swarm.rpc.v1.Beat
+	19, // 16: swarm.rpc.v1.ManagerMessage.move:type_name -> swarm.rpc.v1.Move
+	22, // 17: swarm.rpc.v1.Assignments.tasks:type_name -> swarm.rpc.v1.Assignment
+	23, // 18: swarm.rpc.v1.Assignments.specs:type_name -> swarm.rpc.v1.ServiceSpec
+	24, // 19: swarm.rpc.v1.Assignments.holders:type_name -> swarm.rpc.v1.ImageHolders
+	27, // 20: swarm.rpc.v1.Roster.members:type_name -> swarm.rpc.v1.Member
+	0,  // 21: swarm.rpc.v1.CertificateAuthority.RootCertificate:input_type -> swarm.rpc.v1.RootCertificateRequest
+	2,  // 22: swarm.rpc.v1.CertificateAuthority.IssueCertificate:input_type -> swarm.rpc.v1.IssueCertificateRequest
+	4,  // 23: swarm.rpc.v1.Raft.Propose:input_type -> swarm.rpc.v1.ProposeRequest
+	7,  // 24: swarm.rpc.v1.Raft.ReadIndex:input_type -> swarm.rpc.v1.ReadIndexRequest
+	9,  // 25: swarm.rpc.v1.Dispatcher.Session:input_type -> swarm.rpc.v1.AgentMessage
+	1,  // 26: swarm.rpc.v1.CertificateAuthority.RootCertificate:output_type -> swarm.rpc.v1.RootCertificateResponse
+	3,  // 27: swarm.rpc.v1.CertificateAuthority.IssueCertificate:output_type -> swarm.rpc.v1.IssueCertificateResponse
+	5,  // 28: swarm.rpc.v1.Raft.Propose:output_type -> swarm.rpc.v1.ProposeResponse
+	8,  // 29: swarm.rpc.v1.Raft.ReadIndex:output_type -> swarm.rpc.v1.ReadIndexResponse
+	18, // 30: swarm.rpc.v1.Dispatcher.Session:output_type -> swarm.rpc.v1.ManagerMessage
+	26, // [26:31] is the sub-list for method output_type
+	21, // [21:26] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_rpc_node_proto_init() }
@@ -1998,6 +2072,8 @@ func file_rpc_node_proto_init() {
 		(*ManagerMessage_Ack)(nil),
 		(*ManagerMessage_Roster)(nil),
 		(*ManagerMessage_Order)(nil),
+		(*ManagerMessage_Beat)(nil),
+		(*ManagerMessage_Move)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2005,7 +2081,7 @@ func file_rpc_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_rpc_node_proto_rawDesc), len(file_rpc_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   28,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

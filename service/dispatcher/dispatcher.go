@@ -227,6 +227,15 @@ func (d *Dispatcher) endAll(cause error) {
 	}
 }
 
+// Move asks the agent of a node to use another manager. It is a wish: the agent stays where there is none.
+func (d *Dispatcher) Move(nodeID string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if s := d.sessions[nodeID]; s != nil {
+		s.poke(dueMove)
+	}
+}
+
 // admit makes s the one session of its node and ends the one before.
 func (d *Dispatcher) admit(s *session, now time.Time) error {
 	d.mu.Lock()

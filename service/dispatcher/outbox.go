@@ -67,6 +67,16 @@ func (s *session) sendDue() error {
 	s.due, s.acks = 0, nil
 	s.mu.Unlock()
 	state := s.d.cfg.Store.Local()
+	if d&dueBeat != 0 {
+		if err := s.stream.Send(&rpc.ManagerMessage{Kind: &rpc.ManagerMessage_Beat{Beat: &rpc.Beat{}}}); err != nil {
+			return err
+		}
+	}
+	if d&dueMove != 0 {
+		if err := s.stream.Send(&rpc.ManagerMessage{Kind: &rpc.ManagerMessage_Move{Move: &rpc.Move{}}}); err != nil {
+			return err
+		}
+	}
 	for _, sequence := range acks {
 		if err := s.stream.Send(&rpc.ManagerMessage{Kind: &rpc.ManagerMessage_Ack{Ack: &rpc.StatusAck{Sequence: sequence}}}); err != nil {
 			return err

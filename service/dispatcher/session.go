@@ -55,6 +55,10 @@ const (
 	dueTasks due = 1 << iota
 	dueOrder
 	dueRoster
+	// dueBeat is an answer to a beat.
+	dueBeat
+	// dueMove asks the agent to use another manager.
+	dueMove
 	dueAll = dueTasks | dueOrder | dueRoster
 )
 
@@ -109,8 +113,11 @@ func (s *session) receive() <-chan received {
 		for {
 			m, err := s.stream.Recv()
 			s.heard.Store(int64(time.Since(s.begun)))
-			if m.GetBeat() != nil && !s.silent.Load() {
-				continue
+			if m.GetBeat() != nil {
+				s.poke(dueBeat)
+				if !s.silent.Load() {
+					continue
+				}
 			}
 			select {
 			case messages <- received{m, err}:

@@ -1,0 +1,123 @@
+package agent
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"swarm/raftstore"
+)
+
+// agents lists the machines whose sessions another one serves, as that one's replica tells.
+func (m *computer) agents() (names []string) {
+	if m.store() == nil {
+		return nil
+	}
+	for n := range m.store().Local().Nodes.All() {
+		if n.Session.Heard() && n.Session.Manager == m.node.id() {
+			names = append(names, n.Description.Hostname)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// A manager that falls silent, as a machine without power does, loses its agents to the others before any of them is taken for dead.
+func TestAgentsMoveOnWhenTheirManagerIsSilent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		all := formed(t, 3, 9)
+		defer closeAll(all)
+		all[0].service("web", 18)
+		all[0].within(10*time.Second, "all run", func() bool { return all[0].running() == 18 })
+		lost := leader(all)
+		theirs := slices.DeleteFunc(lost.agents(), func(name string) bool { return name == lost.name })
+		if len(theirs) == 0 {
+			t.Fatalf("%s serves nobody but itself", lost.name)
+		}
+		lost.cutOff()
+		other := all[slices.IndexFunc(all, func(m *computer) bool { return m != lost })]
+		took := other.within(8*time.Second, "the others serve them", func() bool {
+			heard := 0
+			for _, m := range all {
+				if r := m.row(other); m != lost && r.Session.Heard() && r.Session.Manager != lost.node.id() {
+					heard++
+				}
+			}
+			return heard == len(all)-1
+		})
+		t.Logf("%d agents of %s moved on in %s", len(theirs), lost.name, took)
+		if took > 4*time.Second {
+			t.Errorf("moving on took %s", took)
+		}
+		started := 0
+		for _, m := range all {
+			if m != lost {
+				started += m.runtime.started
+			}
+		}
+		if started+lost.runtime.started != 18 {
+			t.Errorf("%d containers were started instead of 18", started+lost.runtime.started)
+		}
+	})
+}
+
+// A manager that came back serves its own agent soon, and its share of the others after a while.
+func TestManagerThatCameBackGetsAgentsAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		all := formed(t, 3, 6)
+		defer closeAll(all)
+		back := all[1]
+		back.halt()
+		time.Sleep(20 * time.Second)
+		back.start()
+		all[0].within(40*time.Second, "the manager's agent is at home", func() bool { return slices.Contains(back.agents(), back.name) })
+		took := all[0].within(20*time.Minute, "it serves its share", func() bool { return len(back.agents()) >= 2 })
+		t.Logf("it serves %s after %s", back.agents(), took)
+		time.Sleep(4 * time.Minute)
+		served := fmt.Sprint(all[0].agents(), all[1].agents(), all[2].agents())
+		time.Sleep(4 * time.Minute)
+		if later := fmt.Sprint(all[0].agents(), all[1].agents(), all[2].agents()); later != served {
+			t.Errorf("agents still move:\n%s\n%s", served, later)
+		}
+	})
+}
+
+// An agent that ends in order says so, on a manager too, and a leader that ends hands over without a gap.
+func TestAgentsSayGoodbye(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		all := formed(t, 3, 1)
+		defer closeAll(all)
+		worker := all[3]
+		leads := leader(all)
+		other := all[slices.IndexFunc(all, func(m *computer) bool { return m != leads })]
+		for _, m := range []*computer{worker, leads} {
+			m.halt()
+			if s := m.row(other).Session; s.Presence != raftstore.PresenceAnnounced || s.Reason != goodbyeRestart {
+				t.Errorf("after %s ended, its presence is %s (%s)", m.name, s.Presence, s.Reason)
+			}
+		}
+		took := other.within(time.Second, "there is a leader", func() bool { return leader(all) != nil })
+		t.Logf("hand-over took %s", took)
+	})
+}
+
+// The surplus is asked for in parts, and never so that agents go round in circles.
+func TestSurplusIsTakenFromWhoHasFarTooMuch(t *testing.T) {
+	for _, c := range []struct{ a, b, c, want int }{
+		{4, 4, 4, 0},
+		{6, 3, 3, 0},
+		{6, 0, 6, 1},
+		{8, 2, 2, 0},
+		{0, 6, 6, 0},
+		{10, 1, 1, 1},
+		{30, 0, 0, 5},
+		{2000, 0, 0, 32},
+	} {
+		served := map[string][]string{"a": make([]string, c.a), "b": make([]string, c.b), "c": make([]string, c.c)}
+		if got := len(surplus(served, "a")); got != c.want {
+			t.Errorf("of %d, with %d and %d at the others, %d are to go, not %d", c.a, c.b, c.c, got, c.want)
+		}
+	}
+}
