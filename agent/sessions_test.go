@@ -94,9 +94,10 @@ func TestAgentsSayGoodbye(t *testing.T) {
 		other := all[slices.IndexFunc(all, func(m *computer) bool { return m != leads })]
 		for _, m := range []*computer{worker, leads} {
 			m.halt()
-			if s := m.row(other).Session; s.Presence != raftstore.PresenceAnnounced || s.Reason != goodbyeRestart {
-				t.Errorf("after %s ended, its presence is %s (%s)", m.name, s.Presence, s.Reason)
-			}
+			other.within(time.Second, m.name+" said good-bye", func() bool {
+				s := m.row(other).Session
+				return s.Presence == raftstore.PresenceAnnounced && s.Reason == goodbyeRestart
+			})
 		}
 		took := other.within(time.Second, "there is a leader", func() bool { return leader(all) != nil })
 		t.Logf("hand-over took %s", took)
