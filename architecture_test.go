@@ -47,6 +47,8 @@ var importTable = []row{
 	{"scenarios/demo", "scenarios scenarios/lab", "the demo is a story that stays up"},
 	{"scenarios/history", "", "judges what clients were told, in a lab or in the simulation; it knows neither"},
 	{"scenarios/lab", "", "a lab is machines and links; it knows no cluster"},
+	{"scenarios/sim", "agent agent/worker api gossip raftstore rpc scenarios/history service/task",
+		"puts whole agents on edges of its own (agent, and the types that its Edges are made of), and looks into their replicas"},
 	{"scenarios/hello", "", "the program inside the image that stories load"},
 	{"scenarios/hello/pack", "", "makes that image"},
 }

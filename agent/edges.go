@@ -32,8 +32,9 @@ type Edges struct {
 	RemoveLog func(ctx context.Context, containerID string) error
 	// Store says where and how a manager's replica is kept: disk, timing, bounds of snapshots. The agent fills in the rest.
 	Store raftstore.Config
-	// Replica is told of each replica that this node opens as a manager, for those who check it from outside. It may be nil.
-	Replica func(*raftstore.Store)
+	// Replica is told of each replica that this node opens as a manager, for those who check it from outside; what it
+	// returns is called when the replica is closed. It may be nil.
+	Replica func(*raftstore.Store) (closed func())
 	// NoSync leaves writing the worker's file to the disk to the kernel: faster, where no machine is lost.
 	NoSync bool
 	// Description is what this node reports of itself.

@@ -54,7 +54,7 @@ func (m *membership) manage(ctx context.Context, server *rpc.Server) error {
 		return err
 	}
 	if replica := m.node.edges.Replica; replica != nil {
-		replica(store)
+		defer replica(store)()
 	}
 	if c := store.Local().Cluster(); c != nil && c.ID != rec.ClusterID {
 		return fmt.Errorf("the raft state in %s belongs to cluster %s, this node to %s: restore the data directory from one backup, or leave and join again", m.node.raftDir(), c.ID, rec.ClusterID)

@@ -140,7 +140,10 @@ func raftLogger(log *slog.Logger) hclog.Logger {
 type logSink struct{ log *slog.Logger }
 
 func (s logSink) Accept(_ string, level hclog.Level, message string, args ...any) {
-	if level >= hclog.Warn {
+	switch {
+	case level >= hclog.Warn:
 		s.log.Warn("raft: "+message, args...)
+	case level == hclog.Info:
+		s.log.Debug("raft: "+message, args...)
 	}
 }

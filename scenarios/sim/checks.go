@@ -1,0 +1,212 @@
+package sim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+
+	"swarm/raftstore"
+	"swarm/service/task"
+
+	"github.com/moby/moby/api/types/swarm"
+)
+
+// wrongsMax is how many violations are kept.
+const wrongsMax = 20
+
+// checks watch every replica and judge what must be true at any moment.
+type checks struct {
+	mu       sync.Mutex // guards the fields below
+	wrongs   []error
+	leaders  map[uint64]string           // by term
+	digests  map[uint64]digestSeen       // by index
+	tasks    map[string]taskSeen         // the furthest that any replica has shown
+	replicas map[string]*raftstore.Store // the open ones, by machine
+	watchers sync.WaitGroup
+	// looks counts what was judged, so that a test can tell silence from order.
+	looks looks
+}
+
+type looks struct{ Elections, Digests, Steps int }
+
+type digestSeen struct {
+	sum [32]byte
+	by  string
+}
+
+type taskSeen struct {
+	state, desired swarm.TaskState
+	node           string
+	index          uint64
+}
+
+func newChecks() *checks {
+	return &checks{
+		leaders: map[uint64]string{}, digests: map[uint64]digestSeen{}, tasks: map[string]taskSeen{},
+		replicas: map[string]*raftstore.Store{},
+	}
+}
+
+// wrong notes a violation.
+func (c *checks) wrong(format string, args ...any) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.wrongLocked(format, args...)
+}
+
+func (c *checks) wrongLocked(format string, args ...any) {
+	if len(c.wrongs) < wrongsMax {
+		c.wrongs = append(c.wrongs, fmt.Errorf(format, args...))
+	}
+}
+
+// Err is every violation so far.
+func (c *checks) Err() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return errors.Join(c.wrongs...)
+}
+
+// elected judges that a term has one leader.
+func (c *checks) elected(term uint64, machine string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.looks.Elections++
+	if other, ok := c.leaders[term]; ok && other != machine {
+		c.wrongLocked("term %d was won by %s and by %s", term, other, machine)
+	}
+	c.leaders[term] = machine
+}
+
+// gone forgets a machine's replica.
+func (c *checks) gone(machine string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.replicas, machine)
+}
+
+// replica watches a store until it is closed or its process is gone.
+func (c *checks) replica(machine string, s *raftstore.Store, alive context.Context) (closed func()) {
+	ctx, end := context.WithCancel(alive)
+	if alive.Err() != nil {
+		return end
+	}
+	c.mu.Lock()
+	c.replicas[machine] = s
+	c.mu.Unlock()
+	c.watchers.Go(func() {
+		watch := s.Watch()
+		defer watch.Close()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-watch.Changed():
+			}
+			if ctx.Err() != nil {
+				return
+			}
+			state, dirty := watch.Take()
+			c.look(machine, state, dirty)
+		}
+	})
+	return func() {
+		end()
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.replicas[machine] == s {
+			delete(c.replicas, machine)
+		}
+	}
+}
+
+// look judges one state of one replica.
+func (c *checks) look(machine string, state *raftstore.State, dirty raftstore.Dirty) {
+	sum, err := state.Digest()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err != nil {
+		c.wrongLocked("%v", err)
+		return
+	}
+	c.sameDigest(machine, state.Index(), sum)
+	if dirty.All {
+		for t := range state.Tasks.All() {
+			c.step(machine, state.Index(), t)
+		}
+		return
+	}
+	for id := range dirty.Tasks {
+		if t, ok := state.Tasks.Get(id); ok {
+			c.step(machine, state.Index(), t)
+		}
+	}
+}
+
+// sameDigest judges that replicas at one index are equal.
+func (c *checks) sameDigest(machine string, index uint64, sum [32]byte) {
+	if index == 0 {
+		return
+	}
+	c.looks.Digests++
+	seen, ok := c.digests[index]
+	if ok && seen.sum != sum {
+		c.wrongLocked("replicas of %s and %s differ at index %d", seen.by, machine, index)
+	}
+	if !ok {
+		c.digests[index] = digestSeen{sum, machine}
+	}
+}
+
+// actors are all who may move a task.
+func actors() []task.Actor {
+	return []task.Actor{task.Orchestrator, task.Scheduler, task.Agent, task.Reaper}
+}
+
+// mayFollow says whether one state may be seen after another: by steps of several actors, of which none goes back.
+func mayFollow(from, to swarm.TaskState) bool {
+	if from == to {
+		return true
+	}
+	reached := map[swarm.TaskState]bool{from: true}
+	for _, s := range task.States() {
+		for r := range maps.Clone(reached) {
+			if slices.ContainsFunc(actors(), func(a task.Actor) bool { return task.Legal(r, s, a) }) {
+				reached[s] = true
+			}
+		}
+	}
+	return reached[to]
+}
+
+// step judges what became of a task since any replica was seen at an earlier index.
+func (c *checks) step(machine string, index uint64, t *raftstore.Task) {
+	now := taskSeen{t.Status.State, t.DesiredState, t.NodeID, t.Index}
+	before, known := c.tasks[t.ID]
+	if known && t.Index < before.index {
+		return // a replica that is behind
+	}
+	c.looks.Steps++
+	c.tasks[t.ID] = now
+	if !known {
+		return
+	}
+	switch {
+	case t.Index == before.index && now != before:
+		c.wrongLocked("task %s is %v on %s and was %v elsewhere, both written at index %d", t.ID, now, machine, before, t.Index)
+	case !mayFollow(before.state, now.state):
+		c.wrongLocked("task %s went from %s to %s (index %d to %d, seen on %s)", t.ID, before.state, now.state, before.index, t.Index, machine)
+	case !task.LegalDesired(before.desired, now.desired):
+		c.wrongLocked("task %s was wanted %s and then %s (index %d to %d)", t.ID, before.desired, now.desired, before.index, t.Index)
+	case before.node != "" && before.node != now.node:
+		c.wrongLocked("task %s moved from node %s to %s", t.ID, before.node, now.node)
+	}
+}
+
+// close waits for the watchers, whose replicas have been closed.
+func (c *checks) close() {
+	c.watchers.Wait()
+}
