@@ -44,7 +44,8 @@ func (c *cluster) refresh(state *raftstore.State, nodeID string) (moved, room bo
 	}
 	m := &machine{
 		facts: &n.Facts, open: n.Open,
-		down:    row.Status.State == swarm.NodeStateDown,
+		down:    row.Session.Presence == raftstore.PresenceDown,
+		since:   row.Session.Since,
 		drained: row.Spec.Availability == swarm.NodeAvailabilityDrain,
 	}
 	old := c.machines[nodeID]

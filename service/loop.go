@@ -2,9 +2,6 @@ package service
 
 import (
 	"context"
-	"hash/fnv"
-	"io"
-	"iter"
 	"log/slog"
 	"maps"
 	"slices"
@@ -24,9 +21,13 @@ type loop struct {
 	cluster *cluster
 	// committed is the index of a state that has this loop's last commit.
 	committed uint64
-	// todo are the services to decide on, deadlines those to decide on later.
-	todo      map[string]struct{}
-	deadlines map[string]time.Time
+	// todo is what to decide on, deadlines what to decide on later.
+	todo      todo
+	deadlines *deadlines
+	// decided is the index of each service's row that was decided on as a whole.
+	decided map[string]uint64
+	// guard is the index of the last commit of any orchestrator in state.
+	guard uint64
 	// waiting are the services with a task that fits nowhere, global those that follow the set of nodes.
 	waiting map[string]struct{}
 	global  map[string]struct{}
@@ -42,25 +43,30 @@ type loop struct {
 func newLoop(log *slog.Logger) *loop {
 	return &loop{
 		log: log, since: wallClock(), cluster: newCluster(), newID: raftstore.NewID,
-		todo: map[string]struct{}{}, deadlines: map[string]time.Time{}, waiting: map[string]struct{}{}, global: map[string]struct{}{},
+		todo: todo{}, deadlines: newDeadlines(), decided: map[string]uint64{}, waiting: map[string]struct{}{}, global: map[string]struct{}{},
 		touched: map[string]struct{}{}, versions: map[string][]uint64{}, seenRunning: map[string]map[string]time.Time{},
 	}
 }
 
-// notice turns what changed into services to decide on. Leader start is the case in which everything changed.
+// notice turns what changed into services, and slots of them, to decide on. Leader start is the case in which everything changed.
 func (l *loop) notice(state *raftstore.State, dirty raftstore.Dirty) {
-	l.state = state
+	l.state, l.guard = state, state.GuardIndex(guardName)
 	if dirty.All {
 		l.noticeAll()
 		return
 	}
 	if dirty.Cluster {
 		for s := range state.Services.All() {
-			l.todo[s.ID] = struct{}{}
+			l.todo.service(s.ID)
 		}
 	}
 	for id := range dirty.Services {
 		l.noticeService(id)
+	}
+	for id := range dirty.Tasks {
+		if t, ok := state.Tasks.Get(id); ok {
+			l.todo.slot(t.ServiceID, slotOf(t))
+		}
 	}
 	for id := range dirty.Nodes {
 		l.touched[id] = struct{}{}
@@ -78,6 +84,7 @@ func (l *loop) noticeAll() {
 	}
 	clear(l.touched)
 	clear(l.versions)
+	clear(l.decided)
 	for v := range l.state.Specs.All() {
 		l.versions[v.ServiceID] = append(l.versions[v.ServiceID], v.SpecVersion)
 	}
@@ -86,13 +93,19 @@ func (l *loop) noticeAll() {
 	}
 }
 
+// noticeService has a service decided on as a whole if it is another than the one that was. Tasks alone do not change its row;
+// what they are and do matters beyond their slots during a rollout and a removal only.
 func (l *loop) noticeService(id string) {
 	service, ok := l.state.Services.Get(id)
 	if !ok {
 		l.forget(id)
 		return
 	}
-	l.todo[id] = struct{}{}
+	if l.decided[id] == service.Index && !service.Removing && !inProgress(service.UpdateStatus) {
+		return
+	}
+	l.decided[id] = service.Index
+	l.todo.service(id)
 	l.versions[id] = versionsOf(l.versions[id], service, func(v uint64) bool { return l.state.Spec(id, v) != nil })
 	if v := l.state.Spec(id, service.SpecVersion); v != nil && spec.IsGlobal(*v) {
 		l.global[id] = struct{}{}
@@ -101,23 +114,28 @@ func (l *loop) noticeService(id string) {
 
 func (l *loop) forget(id string) {
 	delete(l.todo, id)
-	delete(l.deadlines, id)
+	delete(l.decided, id)
 	delete(l.waiting, id)
 	delete(l.global, id)
 	delete(l.versions, id)
 	delete(l.seenRunning, id)
 }
 
+// noticeNode looks at a node whose row or tasks changed.
 func (l *loop) noticeNode(id string) {
 	moved, room := l.cluster.refresh(l.state, id)
 	if moved {
 		for t := range l.state.TasksOn(id) {
-			l.todo[t.ServiceID] = struct{}{}
+			l.todo.slot(t.ServiceID, slotOf(t))
 		}
-		maps.Copy(l.todo, l.global)
+		for service := range l.global {
+			l.todo.slot(service, slotKey{nodeID: id})
+		}
 	}
 	if room {
-		maps.Copy(l.todo, l.waiting)
+		for service := range l.waiting {
+			l.todo.service(service)
+		}
 	}
 }
 
@@ -125,49 +143,36 @@ func (l *loop) noticeNode(id string) {
 type work struct {
 	service *raftstore.Service
 	steps   []step
-	// wanted is the fingerprint of the tasks that it was decided on.
-	wanted uint64
 }
 
-// fingerprint tells apart what orchestrators made of a service's tasks: which there are and what is wanted of each.
-// What agents say does not matter to it. Tasks come in order of ids.
-func fingerprint(tasks iter.Seq[*raftstore.Task]) uint64 {
-	h := fnv.New64a()
-	for t := range tasks {
-		_, _ = io.WriteString(h, t.ID)
-		_, _ = io.WriteString(h, string(t.DesiredState))
-	}
-	return h.Sum64()
-}
-
-// decide plans for the services that changed or are due, as much as one commit takes; the rest stays to do.
+// decide plans for what changed or is due, as much as one commit takes; the rest stays to do.
 func (l *loop) decide(now time.Time) []work {
-	for id, at := range l.deadlines {
-		if !now.Before(at) {
-			l.todo[id] = struct{}{}
-		}
-	}
+	l.deadlines.due(now, l.todo)
 	var all []work
 	room := changesMax
 	for _, id := range slices.Sorted(maps.Keys(l.todo)) {
 		if room <= 0 {
 			break
 		}
+		what := l.todo[id]
 		delete(l.todo, id)
-		delete(l.deadlines, id)
-		s := l.scene(id, now)
+		s := l.scene(id, what, now)
 		if s == nil {
 			continue
 		}
 		p := decide(s)
+		if p.widen {
+			s = l.scene(id, &pending{all: true}, now)
+			p = decide(s)
+		}
 		whole := limit(&p, room)
 		touched, placed := place(s, &p, l.cluster.nodes)
 		if !whole || !placed {
-			l.todo[id] = struct{}{}
+			l.todo.service(id)
 		}
-		l.remember(id, &p, touched)
+		l.remember(s, &p, touched)
 		if len(p.steps) > 0 {
-			all = append(all, work{service: s.service, steps: p.steps, wanted: fingerprint(slices.Values(s.tasks))})
+			all = append(all, work{service: s.service, steps: p.steps})
 			room -= countChanges(p.steps)
 		}
 	}
@@ -194,13 +199,19 @@ func countChanges(steps []step) (n int) {
 }
 
 // remember keeps when the service is due, whether it waits for room, and which nodes' loads its plan touched.
-func (l *loop) remember(id string, p *plan, touched []string) {
-	delete(l.waiting, id)
+func (l *loop) remember(s *scene, p *plan, touched []string) {
+	id := s.service.ID
+	if !s.partial {
+		delete(l.waiting, id)
+	}
 	if p.waiting {
 		l.waiting[id] = struct{}{}
 	}
 	if !p.wake.IsZero() {
-		l.deadlines[id] = p.wake
+		l.deadlines.set(deadlineKey{serviceID: id, all: true}, p.wake)
+	}
+	for slot, at := range p.wakes {
+		l.deadlines.set(deadlineKey{serviceID: id, slot: slot}, at)
 	}
 	for _, nodeID := range touched {
 		if nodeID != "" {
@@ -209,22 +220,8 @@ func (l *loop) remember(id string, p *plan, touched []string) {
 	}
 }
 
-// nextDeadline is how long until a service is due; 0: none is.
-func (l *loop) nextDeadline(now time.Time) time.Duration {
-	var first time.Time
-	for _, at := range l.deadlines {
-		if first.IsZero() || at.Before(first) {
-			first = at
-		}
-	}
-	if first.IsZero() {
-		return 0
-	}
-	return max(first.Sub(now), time.Nanosecond)
-}
-
-// scene collects what a decision about a service looks at; nil when the service is gone.
-func (l *loop) scene(id string, now time.Time) *scene {
+// scene collects what a decision about a service, or slots of it, looks at; nil when the service is gone.
+func (l *loop) scene(id string, what *pending, now time.Time) *scene {
 	service, ok := l.state.Services.Get(id)
 	if !ok {
 		l.forget(id)
@@ -235,18 +232,43 @@ func (l *loop) scene(id string, now time.Time) *scene {
 		now: now, since: l.since, service: service,
 		spec:     state.Spec(id, service.SpecVersion),
 		specAt:   func(version uint64) *swarm.ServiceSpec { return state.Spec(id, version) },
-		tasks:    slices.Collect(state.TasksOf(id)),
 		machine:  func(nodeID string) *machine { return l.cluster.machines[nodeID] },
 		machines: l.cluster.sorted,
 		history:  spec.TaskHistoryDefault,
 		versions: l.versions[id],
 		newID:    l.newID,
 	}
+	if what.all || service.Removing || inProgress(service.UpdateStatus) {
+		s.tasks = slices.Collect(state.TasksOf(id))
+	} else {
+		s.partial = true
+		s.tasks, s.machines = l.part(id, what.slots)
+	}
 	if c := state.Cluster(); c != nil {
 		s.history = spec.TaskHistory(c.Spec)
 	}
 	s.seenRunning = l.watchTrials(s)
 	return s
+}
+
+// part collects the tasks of some slots, and the machines that these slots are.
+func (l *loop) part(id string, slots map[slotKey]struct{}) (tasks []*raftstore.Task, machines func() []*machine) {
+	var own []*machine
+	for k := range slots {
+		if k.nodeID == "" {
+			tasks = slices.AppendSeq(tasks, l.state.TasksOfSlot(id, k.number))
+			continue
+		}
+		for t := range l.state.TasksOn(k.nodeID) {
+			if t.ServiceID == id && t.Slot == 0 {
+				tasks = append(tasks, t)
+			}
+		}
+		if m := l.cluster.machines[k.nodeID]; m != nil {
+			own = append(own, m)
+		}
+	}
+	return tasks, func() []*machine { return own }
 }
 
 // watchTrials notes when the tasks of an update began to run. Agents' clocks may be wrong, so their time stamps count only
@@ -279,14 +301,14 @@ func (l *loop) commit(ctx context.Context, store *raftstore.Store, all []work) e
 	var done []bool
 	err := store.Update(ctx, func(tx *raftstore.Tx) error {
 		// A leader that was replaced must not go on from what it saw before. Where it cannot know yet, the guard has one of
-		// two orchestrators run this again, and the fingerprint tells it that its plan is of the past.
+		// two orchestrators run this again, and the guard's index tells it that its plan is of the past.
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		tx.Guard(guardName)
+		current := tx.GuardIndex(guardName) == l.guard
 		done = done[:0]
 		for _, w := range all {
-			current := fingerprint(tx.TasksOf(w.service.ID)) == w.wanted
 			for _, s := range w.steps {
 				done = append(done, current && s.apply(tx))
 			}
@@ -295,7 +317,7 @@ func (l *loop) commit(ctx context.Context, store *raftstore.Store, all []work) e
 	})
 	if err != nil {
 		for _, w := range all {
-			l.todo[w.service.ID] = struct{}{}
+			l.todo.service(w.service.ID)
 		}
 		return err
 	}
@@ -305,7 +327,7 @@ func (l *loop) commit(ctx context.Context, store *raftstore.Store, all []work) e
 			if done[0] {
 				s.log(l.log, w.service.Name)
 			} else {
-				l.todo[w.service.ID] = struct{}{}
+				l.todo.service(w.service.ID)
 			}
 			done = done[1:]
 		}

@@ -14,8 +14,11 @@ import (
 // plan is what shall change about one service now.
 type plan struct {
 	steps []step
-	// wake is when to decide again although nothing changed; zero: never.
-	wake time.Time
+	// wake is when to decide on the whole service again although nothing changed, wakes when on single slots; zero: never.
+	wake  time.Time
+	wakes map[slotKey]time.Time
+	// widen says that some slots alone do not tell enough: the plan is to be made for the whole service.
+	widen bool
 	// waiting says that a task fits nowhere, so that the service wants to hear of room on any node.
 	waiting bool
 }
@@ -65,11 +68,22 @@ func (p *plan) add(why string, changes ...change) {
 	p.steps = append(p.steps, step{why: why, changes: changes})
 }
 
-// wakeAt asks for a decision at t, unless an earlier one is asked for already.
+// wakeAt asks for a decision at t, unless an earlier one is asked for already; wakeSlot asks for one about a slot alone.
 func (p *plan) wakeAt(t time.Time) {
 	if p.wake.IsZero() || t.Before(p.wake) {
 		p.wake = t
 	}
+}
+
+func (p *plan) wakeSlot(at *slot, t time.Time) {
+	k := slotKey{number: at.number, nodeID: at.nodeID}
+	if known, ok := p.wakes[k]; ok && !t.Before(known) {
+		return
+	}
+	if p.wakes == nil {
+		p.wakes = map[slotKey]time.Time{}
+	}
+	p.wakes[k] = t
 }
 
 func desire(t *raftstore.Task, s swarm.TaskState) change {

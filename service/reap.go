@@ -2,12 +2,16 @@ package service
 
 import (
 	"slices"
+	"time"
 
 	"swarm/raftstore"
 	"swarm/service/spec"
 
 	"github.com/moby/moby/api/types/swarm"
 )
+
+// specSweep is how long after a task of an old version was deleted it is looked whether it was the last one.
+const specSweep = time.Minute
 
 // reap deletes tasks that are over: removed ones at once, others when their slot has more history than is kept.
 func reap(s *scene, p *plan, slots []*slot) {
@@ -28,6 +32,9 @@ func reap(s *scene, p *plan, slots []*slot) {
 				kept++
 			default:
 				p.add("history", erase(t))
+				if s.partial && t.SpecVersion != s.service.SpecVersion {
+					p.wakeAt(s.now.Add(specSweep))
+				}
 				continue
 			}
 			used[t.SpecVersion] = true
@@ -36,7 +43,9 @@ func reap(s *scene, p *plan, slots []*slot) {
 			used[t.SpecVersion] = true
 		}
 	}
-	reapSpecs(s, p, used)
+	if !s.partial {
+		reapSpecs(s, p, used)
+	}
 }
 
 // reapSpecs deletes versions that neither a task nor a rollback can want. A version that a task created by this very plan

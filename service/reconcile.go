@@ -30,6 +30,7 @@ func decide(s *scene) plan {
 		kept = count(s, &p, slots)
 	}
 	rollOut(s, &p, kept)
+	abandon(s, &p, slots)
 	reap(s, &p, slots)
 	return p
 }
@@ -60,16 +61,19 @@ func removeAll(s *scene, p *plan) {
 }
 
 // count keeps as many slots as a replicated service has replicas. It returns those that existed and stay.
+// Which slots exist is the orchestrator's own doing alone, so a look at some of them need not count.
 func count(s *scene, p *plan, slots []*slot) (kept []*slot) {
 	want := spec.Replicas(*s.spec)
 	existing := slices.DeleteFunc(slices.Clone(slots), func(at *slot) bool { return !at.exists() })
-	if uint64(len(existing)) > want {
+	if !s.partial && uint64(len(existing)) > want {
 		existing = shrink(s, p, existing, len(existing)-int(want))
 	}
 	for _, at := range existing {
 		at.busy = tend(s, p, at)
 	}
-	grow(s, p, slots, existing, int(want)-len(existing))
+	if !s.partial {
+		grow(s, p, slots, existing, int(want)-len(existing))
+	}
 	return existing
 }
 
@@ -180,6 +184,26 @@ func cover(s *scene, p *plan, slots []*slot) (kept []*slot) {
 		}
 	}
 	return kept
+}
+
+// abandon gives up the stopped tasks of nodes that are gone, or down for so long that nobody will tell what became of them.
+func abandon(s *scene, p *plan, slots []*slot) {
+	for _, at := range slots {
+		for _, t := range at.past {
+			if !assigned(t) || task.Ended(t.Status.State) {
+				continue
+			}
+			m := s.machine(t.NodeID)
+			switch {
+			case m == nil:
+				p.add(string(lost), orphan(t, s.now))
+			case m.down && !s.now.Before(m.since.Add(downMax)):
+				p.add("node down for too long", orphan(t, s.now))
+			case m.down:
+				p.wakeSlot(at, m.since.Add(downMax))
+			}
+		}
+	}
 }
 
 // finished says whether a global service's last task on a node ended and its policy wants no other.

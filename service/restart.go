@@ -6,7 +6,6 @@ import (
 
 	"swarm/raftstore"
 	"swarm/service/spec"
-	"swarm/service/task"
 
 	"github.com/moby/moby/api/types/swarm"
 )
@@ -16,6 +15,9 @@ const (
 	stopWaitMin   = time.Minute
 	stopReportMax = 10 * time.Second
 )
+
+// downMax is how long a node may be down before its tasks are given up.
+const downMax = 24 * time.Hour
 
 // restartPauseMin is the least pause between restarts, also when the policy's delay is 0: a task that fails at once must not
 // keep the whole cluster's log busy.
@@ -42,14 +44,9 @@ func tend(s *scene, p *plan, at *slot) (changed bool) {
 			promote(s, p, at, t)
 		case f == ended && t.DesiredState == swarm.TaskStateReady && s.now.Before(t.NotBefore):
 			// It failed while it was being prepared: its own delay has to pass first, or failures would follow each other at once.
-			p.wakeAt(t.NotBefore)
+			p.wakeSlot(at, t.NotBefore)
 		default:
 			replace(s, p, at, t, f)
-		}
-	}
-	for _, t := range at.past {
-		if s.machine(t.NodeID) == nil && assigned(t) && !task.Ended(t.Status.State) {
-			p.add(string(lost), orphan(t, s.now))
 		}
 	}
 	return len(p.steps) > before
@@ -158,7 +155,7 @@ func promote(s *scene, p *plan, at *slot, t *raftstore.Task) {
 		return
 	}
 	if s.now.Before(t.NotBefore) {
-		p.wakeAt(t.NotBefore)
+		p.wakeSlot(at, t.NotBefore)
 		return
 	}
 	limit := t.NotBefore
@@ -168,7 +165,7 @@ func promote(s *scene, p *plan, at *slot, t *raftstore.Task) {
 		}
 	}
 	if s.now.Before(limit) {
-		p.wakeAt(limit)
+		p.wakeSlot(at, limit)
 		return
 	}
 	p.add("delay over", desire(t, swarm.TaskStateRunning))

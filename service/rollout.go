@@ -24,6 +24,10 @@ func rollOut(s *scene, p *plan, slots []*slot) {
 		return
 	}
 	dirty, trials := survey(s, slots)
+	if s.partial {
+		p.widen = len(dirty) > 0
+		return
+	}
 	if len(dirty) == 0 && !inProgress(status) {
 		return
 	}

@@ -26,6 +26,8 @@ type scene struct {
 	// specAt finds older versions; nil when there is none.
 	specAt func(version uint64) *swarm.ServiceSpec
 	tasks  []*raftstore.Task
+	// partial says that tasks and machines are those of some slots only, of a service that is neither updated nor removed.
+	partial bool
 	// machine is nil for a node that has no row; machines lists them in order of ids.
 	machine  func(nodeID string) *machine
 	machines func() []*machine
@@ -44,8 +46,9 @@ type scene struct {
 // machine is a node as decisions about its tasks see it.
 type machine struct {
 	facts *spec.Facts
-	// open: it takes new tasks. down: it was silent beyond the grace time. drained: it shall have no tasks.
+	// open: it takes new tasks. down: it was silent beyond the grace time, since then. drained: it shall have no tasks.
 	open, down, drained bool
+	since               time.Time
 }
 
 // slot is the tasks that stand in for each other: a number of a replicated service, a node of a global one.
@@ -82,17 +85,10 @@ func byAge(a, b *raftstore.Task) int {
 
 // slots sorts the tasks into slots, in order of slot number or node id.
 func (s *scene) slots() []*slot {
-	type key struct {
-		number uint64
-		nodeID string
-	}
-	found := map[key]*slot{}
+	found := map[slotKey]*slot{}
 	var all []*slot
 	for _, t := range s.tasks {
-		k := key{number: t.Slot}
-		if t.Slot == 0 {
-			k.nodeID = t.NodeID
-		}
+		k := slotOf(t)
 		at := found[k]
 		if at == nil {
 			at = &slot{number: k.number, nodeID: k.nodeID}

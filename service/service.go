@@ -38,7 +38,7 @@ func Run(ctx context.Context, store *raftstore.Store, log *slog.Logger) error {
 		now := wallClock()
 		work := l.decide(now)
 		if len(work) == 0 {
-			wait(ctx, watch.Changed(), l.nextDeadline(now))
+			wait(ctx, watch.Changed(), l.deadlines.next(now))
 			continue
 		}
 		if err := l.commit(ctx, store, work); err != nil {

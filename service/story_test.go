@@ -69,7 +69,7 @@ func (w *world) cluster() *cluster {
 		c.nodes.Put(n)
 		c.machines[id] = &machine{
 			facts: &n.Facts, open: n.Open,
-			down: row.Status.State == swarm.NodeStateDown, drained: row.Spec.Availability == swarm.NodeAvailabilityDrain,
+			down: row.Session.Presence == raftstore.PresenceDown, since: row.Session.Since, drained: row.Spec.Availability == swarm.NodeAvailabilityDrain,
 		}
 	}
 	return c
@@ -175,12 +175,23 @@ func (w *world) settleAll(limit int) (rounds int) {
 		if w.agents() || len(p.steps) > 0 {
 			continue
 		}
-		if p.wake.IsZero() {
+		next := w.next(p)
+		if next.IsZero() {
 			return rounds
 		}
-		w.now = p.wake
+		w.now = next
 	}
 	return limit
+}
+
+// next is when a plan wants to be made again, zero for never: nobody waits for what is due after half a day.
+func (w *world) next(p plan) (first time.Time) {
+	for _, at := range append(slices.Collect(maps.Values(p.wakes)), p.wake) {
+		if !at.IsZero() && at.Before(w.now.Add(12*time.Hour)) && (first.IsZero() || at.Before(first)) {
+			first = at
+		}
+	}
+	return first
 }
 
 // update gives the service a new spec.
@@ -304,7 +315,7 @@ func (w *world) node(id string, words []string) {
 		key, value, _ := strings.Cut(word, "=")
 		switch key {
 		case "down", "heard", "announced", "away", "suspect", "lost":
-			n.Observe(raftstore.Session{Presence: raftstore.Presence(key)})
+			n.Observe(raftstore.Session{Presence: raftstore.Presence(key), Since: w.now})
 		case "drain", "pause", "active":
 			n.Spec.Availability = swarm.NodeAvailability(key)
 		case "cpu":
@@ -375,8 +386,8 @@ func (w *world) tellPlan(p plan) iter.Seq[string] {
 				return
 			}
 		}
-		if !p.wake.IsZero() {
-			yield("wake at " + p.wake.Format("15:04:05"))
+		if next := w.next(p); !next.IsZero() {
+			yield("wake at " + next.Format("15:04:05"))
 		}
 		if p.waiting {
 			yield("waits for room")
