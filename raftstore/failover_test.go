@@ -135,6 +135,27 @@ func TestAnIsolatedLeaderServesNoStaleView(t *testing.T) {
 	})
 }
 
+// What an update finds wrong is an answer to a client, as a view is: a replica that was left behind must not give it.
+func TestAnIsolatedManagerBlamesNoUpdateForItsOwnStaleState(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		all := c.form(3)
+		old := c.leader(all...)
+		rest := slices.DeleteFunc(slices.Clone(all), func(m *manager) bool { return m == old })
+		c.isolate(old.id)
+		c.update(rest[0], createService("web"))
+		for range 2 { // while it may still believe that it leads, and once it knows no leader
+			err := old.Update(context.Background(), func(tx *Tx) error {
+				_, err := tx.Services.Find("web")
+				return err
+			})
+			if !errdefs.IsUnavailable(err) {
+				t.Errorf("update of what the replica does not have yet: %v", err)
+			}
+			time.Sleep(10 * time.Second)
+		}
+	})
+}
+
 func TestAllManagersRestartWithTheirState(t *testing.T) {
 	bubble(t, func(t *testing.T, c *cluster) {
 		all := c.form(3)

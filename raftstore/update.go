@@ -66,9 +66,16 @@ func (s *Store) Update(ctx context.Context, change func(*Tx) error) error {
 // prepare runs the closure and encodes what it wrote, nil for nothing.
 func (s *Store) prepare(ctx context.Context, change func(*Tx) error) (*commit, rawCommit, error) {
 	tx, err := s.run(change)
-	if err != nil && s.catchUp(ctx, tx.base) {
-		// A replica that is behind may miss what another manager already acknowledged: an error counts only on a fresh state.
-		tx, err = s.run(change)
+	if err != nil {
+		// A replica that is behind may miss what another manager already acknowledged, also a leader that is cut off: an error
+		// counts only on a state that is known to be fresh.
+		now, stale := s.View(ctx)
+		if stale != nil {
+			return nil, nil, stale
+		}
+		if now.index > tx.base.index {
+			tx, err = s.run(change)
+		}
 	}
 	if err != nil {
 		return nil, nil, err
@@ -89,18 +96,6 @@ func (s *Store) run(change func(*Tx) error) (*Tx, error) {
 		err = tx.err
 	}
 	return tx, err
-}
-
-// catchUp brings a follower up to date and says whether that moved it beyond seen.
-func (s *Store) catchUp(ctx context.Context, seen *State) bool {
-	if lead, _ := s.leadership(); lead != nil {
-		return false
-	}
-	if since := s.LeaderlessSince(); !since.IsZero() {
-		return false
-	}
-	now, err := s.View(ctx)
-	return err == nil && now.index > seen.index
 }
 
 // commit has the leader, whoever it is, decide on a commit. The commit's id makes it safe to ask again: the state
