@@ -152,6 +152,122 @@ func TestUnpluggedNodeIsAloneUntilPluggedIn(t *testing.T) {
 	want(t, reach(l, "", "n2", enough), "n2")
 }
 
+func TestOneWayBlockStopsOneDirection(t *testing.T) {
+	l := open(t, "n1", "n2", "n3")
+	if err := l.Block("n1", "n2"); err != nil {
+		t.Fatal(err)
+	}
+	want(t, reach(l, "n1", "n2", little), "nothing")
+	want(t, reach(l, "n1", "n3", enough), "n3")
+	want(t, reach(l, "n3", "n2", enough), "n2")
+	got, sent := make(chan struct{}), make(chan error)
+	datagram := func(from, to string) error {
+		return within(l.Node(from).Namespace(), func() error {
+			conn, err := net.Dial("udp", l.Node(to).Address+":9")
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			_, err = conn.Write([]byte("x"))
+			return err
+		})
+	}
+	var listener net.PacketConn
+	if err := within(l.Node("n1").Namespace(), func() (err error) {
+		listener, err = net.ListenPacket("udp", l.Node("n1").Address+":9")
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	go func() {
+		listener.ReadFrom(make([]byte, 10))
+		close(got)
+	}()
+	go func() { sent <- datagram("n2", "n1") }()
+	if err := <-sent; err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-got:
+	case <-time.After(enough):
+		t.Error("a datagram in the open direction did not arrive")
+	}
+}
+
+func TestBadLinkIsLateOrLosesAndHealMakesItGood(t *testing.T) {
+	l := open(t, "n1", "n2", "n3")
+	n := l.Node("n2")
+	timed := func(to string) time.Duration {
+		began := time.Now()
+		want(t, reach(l, "n1", to, enough), to)
+		return time.Since(began)
+	}
+	const late = 150 * time.Millisecond
+	if err := n.Delay(late); err != nil {
+		t.Fatal(err)
+	}
+	// Greeting and request take two round trips; the address of a neighbour may take a third.
+	if took := timed("n2"); took < 4*late {
+		t.Errorf("an answer over a late link took %s, want at least %s", took, 4*late)
+	}
+	if took := timed("n3"); took > late {
+		t.Errorf("an answer over a good link took %s", took)
+	}
+	if err := n.Lose(1); err != nil {
+		t.Fatal(err)
+	}
+	want(t, reach(l, "n1", "n2", little), "nothing")
+	if err := n.Lose(0.2); err != nil {
+		t.Fatal(err)
+	}
+	timed("n2")
+	if err := l.Heal(); err != nil {
+		t.Fatal(err)
+	}
+	if took := timed("n2"); took > late {
+		t.Errorf("an answer over a link made good took %s", took)
+	}
+}
+
+func TestBadLinkCarriesBulk(t *testing.T) {
+	l := open(t, "n1", "n2")
+	if err := l.Node("n2").Delay(time.Millisecond); err != nil {
+		t.Fatal(err)
+	}
+	const size = 32 << 20
+	var listener net.Listener
+	if err := within(l.Node("n2").Namespace(), func() (err error) {
+		listener, err = net.Listen("tcp", l.Node("n2").Address+":9")
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	go func() {
+		conn, err := listener.Accept()
+		if err == nil {
+			conn.Write(make([]byte, size))
+			conn.Close()
+		}
+	}()
+	began := time.Now()
+	var got int64
+	if err := within(l.Node("n1").Namespace(), func() error {
+		conn, err := net.Dial("tcp", l.Node("n2").Address+":9")
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		conn.SetDeadline(time.Now().Add(enough))
+		got, err = io.Copy(io.Discard, conn)
+		return err
+	}); err != nil || got != size {
+		t.Fatalf("%d of %d bytes came over a late link: %v", got, size, err)
+	}
+	t.Logf("%d bytes in %s", got, time.Since(began))
+}
+
 func TestKillSparesWhatTheAgentStartedAndPowerOffDoesNot(t *testing.T) {
 	l := open(t, "n1")
 	n := l.Node("n1")

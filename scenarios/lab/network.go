@@ -34,6 +34,7 @@ type member struct {
 	number int
 	links  *netlink.Handle
 	eth    netlink.Link
+	bad    *badLink // nil: its cable goes straight to the switch
 }
 
 // address of the node with that number; the switch itself has 10.99.0.254.
@@ -165,10 +166,10 @@ func (l *Lab) Partition(groups ...[]string) error {
 	})
 }
 
-// Heal takes every block away and plugs every cable in.
+// Heal takes every block away, plugs every cable in and makes every link good.
 func (l *Lab) Heal() error {
 	for _, n := range l.nodes {
-		if err := n.Plug(); err != nil {
+		if err := errors.Join(n.Plug(), l.wires.straighten(n.Name)); err != nil {
 			return err
 		}
 	}
@@ -199,9 +200,10 @@ func (l *Lab) Dial(ctx context.Context, protocol, target string) (net.Conn, erro
 	return conn, err
 }
 
-// close forgets handles; the namespaces stay.
+// close forgets handles and makes links good, which need this process to be bad; the namespaces stay.
 func (s *network) close() {
-	for _, m := range s.members {
+	for name, m := range s.members {
+		s.straighten(name) // fails where the lab is gone
 		m.links.Close()
 	}
 	s.links.Close()
