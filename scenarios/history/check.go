@@ -3,6 +3,7 @@ package history
 import (
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"sort"
 	"strings"
@@ -17,7 +18,7 @@ const shownMax = 12
 // Check says whether the history can be true, spending at most the limit on each object. The error holds the shortest
 // beginning of the history that cannot be true: its last answer contradicts the ones before it.
 func (r *Recorder) Check(limit time.Duration) error {
-	objects := r.objects()
+	objects := apart(r.objects())
 	for _, object := range slices.Sorted(maps.Keys(objects)) {
 		calls := objects[object]
 		switch judge(object, calls, limit) {
@@ -31,8 +32,124 @@ func (r *Recorder) Check(limit time.Duration) error {
 	return nil
 }
 
+// apart judges the names of a set without floors one by one: what happens to one of them says nothing of another, and a
+// search through changes of all of them that had no answer would not end.
+func apart(objects map[string][]Call) map[string][]Call {
+	split := map[string][]Call{}
+	for object, calls := range objects {
+		floored := slices.ContainsFunc(calls, func(c Call) bool {
+			in, ok := c.input.(Remove)
+			return ok && in.Floor > 0
+		})
+		if floored || strings.HasPrefix(object, "register ") {
+			split[object] = calls
+			continue
+		}
+		for _, name := range namesIn(calls) {
+			split[object+", "+name] = about(name, calls)
+		}
+	}
+	return split
+}
+
+func namesIn(calls []Call) []string {
+	names := map[string]bool{}
+	for _, c := range calls {
+		switch in := c.input.(type) {
+		case Add:
+			names[in.Name] = true
+		case Remove:
+			names[in.Name] = true
+		case List:
+			for name := range c.output.(Members) {
+				names[name] = true
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(names))
+}
+
+// sameMax lists that say the same of a name one after the other are kept at each end of such a row: the ones in between add nothing.
+const sameMax = 3
+
+// about one name: its changes, and what lists say of it.
+func about(name string, calls []Call) []Call {
+	var found []Call
+	row := 0 // lists at the end of found that say the same
+	for _, c := range calls {
+		switch in := c.input.(type) {
+		case Add:
+			if in.Name == name {
+				found, row = append(found, c), 0
+			}
+		case Remove:
+			if in.Name == name {
+				found, row = append(found, c), 0
+			}
+		case List:
+			says := Members{}
+			if id, ok := c.output.(Members)[name]; ok {
+				says[name] = id
+			}
+			c.output = says
+			if row > 0 && !maps.Equal(found[len(found)-1].output.(Members), says) {
+				row = 0
+			}
+			if row >= 2*sameMax {
+				found = slices.Delete(found, len(found)-sameMax, len(found)-sameMax+1)
+			} else {
+				row++
+			}
+			found = append(found, c)
+		}
+	}
+	return found
+}
+
 func judge(object string, calls []Call, limit time.Duration) porcupine.CheckResult {
-	return porcupine.CheckOperationsTimeout(modelOf(object), operations(traced(calls)), limit)
+	return porcupine.CheckOperationsTimeout(modelOf(object), operations(traced(withVersions(calls))), limit)
+}
+
+// unseen is the version of a value that no answer ever showed.
+const unseen = math.MaxUint64
+
+// withVersions tells writes the versions that reads of their values showed: values are written once. A write whose value no
+// read showed gets the version unseen where no write was based on a version that no read showed, because then nothing but a
+// conflict can follow it. Without this a search must try too many ways through changes that had no answer.
+func withVersions(calls []Call) []Call {
+	shown, versions, gaps := map[string]uint64{}, map[uint64]bool{0: true}, false
+	for _, c := range calls {
+		if out, ok := c.output.(Value); ok {
+			shown[out.Value] = max(shown[out.Value], out.Version)
+			versions[out.Version] = true
+			gaps = gaps || out.Version == 0 && out.Value != ""
+		}
+	}
+	for i, c := range calls {
+		in, ok := c.input.(Write)
+		if !ok || i == 0 && len(calls) > 1 && c.end < calls[1].call { // the first write of all
+			continue
+		}
+		gaps = gaps || in.IfVersion == 0 || !versions[in.IfVersion]
+	}
+	told := slices.Clone(calls)
+	for i, c := range told {
+		in, isWrite := c.input.(Write)
+		version := shown[in.Value]
+		if version == 0 && !gaps {
+			version = unseen
+		}
+		if !isWrite || version == 0 {
+			continue
+		}
+		switch c.output {
+		case Written{}:
+			told[i].output = Written{version}
+		case unknown{}:
+			told[i].output = unknown{version}
+		}
+	}
+	return told
 }
 
 // traced leaves out changes without an answer that no answer gives a trace of: they can be put after the end, and a search

@@ -62,7 +62,8 @@ type (
 )
 
 // unknown is the answer of a call that had none: it took effect at some time after it began, or never.
-type unknown struct{}
+// A write may have been told its version by somebody else's read.
+type unknown struct{ version uint64 }
 
 // never is when a call without an answer ends.
 const never = math.MaxInt64
@@ -73,6 +74,8 @@ type Recorder struct {
 	began time.Time
 	turn  int64 // counts beginnings and ends: real order, also where the clock stands still
 	calls []*Call
+	// marked is when Mark was called last.
+	marked time.Duration
 }
 
 // Call is one call under way.
@@ -128,7 +131,7 @@ func (c *Call) finish(output any) {
 	}
 	r.turn++
 	c.output, c.over = output, time.Since(r.began)
-	if output != (any)(unknown{}) {
+	if _, open := output.(unknown); !open {
 		c.end = r.turn
 	}
 }
@@ -167,6 +170,36 @@ func (r *Recorder) Counts() (reads, changes int) {
 		}
 	}
 	return reads, changes
+}
+
+// Mark begins the stretch that LongestPause looks at.
+func (r *Recorder) Mark() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.marked = time.Since(r.began)
+}
+
+// LongestPause is the longest time since Mark, or since the first change, in which no change was answered.
+func (r *Recorder) LongestPause() time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var ends []time.Duration
+	for _, c := range r.calls {
+		if c.end != never && !c.dropped && !isRead(c.input) && c.over > r.marked {
+			ends = append(ends, c.over)
+		}
+	}
+	slices.Sort(ends)
+	last := r.marked
+	if last == 0 && len(ends) > 0 {
+		last = ends[0]
+	}
+	var longest time.Duration
+	for _, end := range append(ends, time.Since(r.began)) {
+		longest = max(longest, end-last)
+		last = end
+	}
+	return longest
 }
 
 // objects are the calls that count, by object, in the order in which they began.

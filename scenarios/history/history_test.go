@@ -2,8 +2,11 @@ package history
 
 import (
 	"fmt"
+	"maps"
+	"math/rand/v2"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -96,7 +99,7 @@ func TestHistoriesThatCannotBeTrueAreExplained(t *testing.T) {
 		"listed under another id":         {[]told{{add("web"), Added{"1"}}, {list, members("web", "2")}}, `list services → [web 2]`},
 		"removed and listed":              {[]told{{add("web"), Added{"1"}}, {remove("web", "1", 0), Removed{}}, {list, members("web", "1")}}, `list services → [web 1]`},
 		"removed twice":                   {[]told{{add("web"), Added{"1"}}, {remove("web", "1", 0), Removed{}}, {remove("web", "1", 0), Removed{}}}, `remove web from services 1 → removed`},
-		"list that is no moment":          {[]told{{add("a"), Added{"1"}}, {add("b"), Added{"2"}}, {list, members("b", "2")}}, `list services → [b 2]`},
+		"list that is no moment":          {[]told{{add("a"), Added{"1"}}, {add("b"), Added{"2"}}, {list, members("b", "2")}}, `list services → []`},
 		"last manager leaves":             {[]told{{add("n1"), Added{}}, {remove("n1", "", 1), Removed{}}}, `remove n1 from services → removed`},
 		"refused with enough left":        {[]told{{add("n1"), Added{}}, {add("n2"), Added{}}, {remove("n1", "", 1), TooFew{}}}, `too few would be left`},
 		"two demotions empty the quorum":  {[]told{{add("n1"), Added{}}, {add("n2"), Added{}}, {remove("n1", "", 1), Removed{}}, {remove("n2", "", 1), Removed{}}}, `remove n2 from services → removed`},
@@ -185,6 +188,145 @@ func TestHundredsOfLostWritesAreJudgedQuickly(t *testing.T) {
 	if err := r.Check(limit); err == nil || !strings.Contains(err.Error(), `→ "17"`) {
 		t.Errorf("got %v", err)
 	}
+}
+
+// store does one thing at a time, somewhere between a call's beginning and its end, or after it when the answer is lost.
+type store struct {
+	value string
+	at    uint64 // version of value
+	index uint64
+	names Members
+}
+
+func (s *store) do(input any) any {
+	s.index += 2
+	switch in := input.(type) {
+	case Read:
+		return Value{s.value, s.at}
+	case Write:
+		if in.IfVersion != s.at {
+			return Conflict{}
+		}
+		s.value, s.at = in.Value, s.index
+		return Written{}
+	case List:
+		return Members(maps.Clone(s.names))
+	case Add:
+		if s.names[in.Name] != "" {
+			return Conflict{}
+		}
+		s.names[in.Name] = fmt.Sprint(s.index)
+		return Added{s.names[in.Name]}
+	case Remove:
+		if s.names[in.Name] != in.ID {
+			return Absent{}
+		}
+		delete(s.names, in.Name)
+		return Removed{}
+	}
+	return nil
+}
+
+// live plays clients of a store, five at a time, that lose a share of the answers: half before, half after the deed.
+func live(random *rand.Rand, calls int, lost float64) (*Recorder, *store) {
+	r, s := new(Recorder), &store{names: Members{}}
+	type client struct {
+		call  *Call
+		input any
+		based uint64
+		names Members
+	}
+	clients := make([]client, 5)
+	var late []any
+	r.Begin("make", write("made", 0)).Done(s.do(write("made", 0)))
+	for n := range calls {
+		c := &clients[random.IntN(len(clients))]
+		if c.call != nil {
+			if random.Float64() < lost {
+				if random.IntN(2) == 0 {
+					late = append(late, c.input)
+				}
+				c.call.Unknown()
+			} else {
+				output := s.do(c.input)
+				switch out := output.(type) {
+				case Value:
+					c.based = out.Version
+				case Members:
+					c.names = out
+				}
+				c.call.Done(output)
+			}
+			c.call = nil
+			continue
+		}
+		for len(late) > 0 && random.IntN(4) == 0 {
+			s.do(late[0])
+			late = late[1:]
+		}
+		switch name := fmt.Sprint("race-", n/8); random.IntN(6) {
+		case 0, 1:
+			c.input = read
+		case 2, 3:
+			c.input = write(fmt.Sprint("v", n), max(c.based, 2))
+		case 4:
+			c.input = add(name)
+		case 5:
+			c.input = list
+			for name, id := range c.names {
+				c.input, c.names = remove(name, id, 0), nil
+				break
+			}
+		}
+		c.call = r.Begin(fmt.Sprint("c", random.IntN(5)), c.input)
+	}
+	return r, s
+}
+
+func TestWhatAStoreThatLosesAnswersSaidPassesQuickly(t *testing.T) {
+	for seed := range uint64(12) {
+		lost := []float64{0, 0.05, 0.3}[seed%3]
+		r, s := live(rand.New(rand.NewPCG(seed, 0)), 3000, lost)
+		began := time.Now()
+		if err := r.Check(limit); err != nil {
+			t.Fatalf("seed %d: %v", seed, err)
+		}
+		if took := time.Since(began); took > time.Second {
+			t.Logf("seed %d, %s: %s", seed, r.Summary(), took)
+		}
+		// The same history with a lie at its end.
+		lie := read
+		call := r.Begin("liar", lie)
+		call.Done(value("made", s.at))
+		if r.Check(limit) == nil {
+			t.Errorf("seed %d: a lie passed", seed)
+		}
+	}
+}
+
+func TestLongestPauseIsFound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var r Recorder
+		change := func(after time.Duration) {
+			time.Sleep(after)
+			r.Begin("c", write(fmt.Sprint(time.Now()), 0)).Done(Written{})
+		}
+		for _, after := range []time.Duration{5 * time.Second, time.Second, 3 * time.Second} {
+			change(after)
+		}
+		for _, want := range []time.Duration{3 * time.Second, 4 * time.Second} {
+			if got := r.LongestPause(); got != want {
+				t.Errorf("got %s, want %s", got, want)
+			}
+			time.Sleep(4 * time.Second)
+		}
+		r.Mark()
+		change(time.Second)
+		time.Sleep(2 * time.Second)
+		if got := r.LongestPause(); got != 2*time.Second {
+			t.Errorf("got %s since the mark", got)
+		}
+	})
 }
 
 func TestWrongUseIsFoundAtOnce(t *testing.T) {

@@ -58,22 +58,24 @@ func (s register) read(out Value) (bool, register) {
 func (s register) write(in Write, output any) (bool, register) {
 	matches := in.IfVersion == 0 || s.may(in.IfVersion)
 	after := register{value: in.Value, version: max(s.version, in.IfVersion), ended: s.ended}
+	tell := func(version uint64) bool {
+		if version == 0 {
+			return true
+		}
+		grows := version > after.version
+		after.version, after.told = version, true
+		return grows
+	}
 	switch out := output.(type) {
 	case Written:
-		if !matches || out.Version != 0 && out.Version <= after.version {
-			return false, s
-		}
-		if out.Version != 0 {
-			after.version, after.told = out.Version, true
-		}
-		return true, after
+		return matches && tell(out.Version), after
 	case Conflict:
 		return in.IfVersion != 0 && !(s.told && s.version == in.IfVersion), s
 	case unknown:
 		if s.ended {
 			return true, s
 		}
-		return matches, after
+		return matches && tell(out.version), after
 	}
 	return false, s
 }
