@@ -156,7 +156,7 @@ func (w *watch) run(ctx context.Context) {
 			continue
 		}
 		// Every node in turn: what one manager has shown, another must not take back. Workers refuse.
-		tasks, err := freshTasks(ctx, awake[turn%len(awake)])
+		tasks, err := w.world.freshTasks(ctx, awake[turn%len(awake)])
 		if err == nil {
 			w.look(tasks)
 		}
@@ -209,22 +209,13 @@ func mayFollow(before, now swarm.TaskState) bool {
 }
 
 // freshTasks reads a manager's tasks, unless it answers from a replica that may be behind.
-func freshTasks(ctx context.Context, n *lab.Node) ([]swarm.Task, error) {
+func (w *World) freshTasks(ctx context.Context, n *lab.Node) ([]swarm.Task, error) {
 	ctx, cancel := context.WithTimeout(ctx, askMax)
 	defer cancel()
-	transport := &http.Transport{DialContext: n.DialAPI, DisableKeepAlives: true}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://swarm/tasks", nil)
-	if err != nil {
-		return nil, err
-	}
-	response, err := transport.RoundTrip(request)
-	if err != nil {
-		return nil, err
-	}
-	defer response.Body.Close()
-	if response.StatusCode != http.StatusOK || response.Header.Get("Swarm-Stale") != "" {
-		return nil, fmt.Errorf("%s is not a manager that is up to date: %s", n.Name, response.Status)
+	got, err := w.ask(ctx, n, http.MethodGet, "/tasks", nil)
+	if !got.fresh(err) {
+		return nil, fmt.Errorf("%s is not a manager that is up to date: %w", n.Name, errors.Join(err, errors.New(got.text())))
 	}
 	var tasks []swarm.Task
-	return tasks, json.NewDecoder(response.Body).Decode(&tasks)
+	return tasks, json.Unmarshal(got.body, &tasks)
 }

@@ -28,6 +28,7 @@ const patience = 60 * time.Second
 //	node ls !=> Down               … must not match
 //	image load < $HELLO            standard input from a file
 //	set token join-token -q worker keep the output for later: $token
+//	node demote $leader            names that change: $leader, $follower; $n1 is the address of n1
 //
 // Words are split at blanks; "…" keeps blanks, '…' also keeps $. Verbs are listed in verbs.go. Files of the txtar archive are
 // unpacked into $WORK.

@@ -40,6 +40,7 @@ type teller struct {
 	variables map[string]string
 	memory    map[string]map[string]string // service → task → container and pid
 	stdin     []byte
+	clients   *clients // nil: nobody is recorded
 }
 
 // Tell runs a story in a fresh lab, checks the invariants and removes the lab.
@@ -67,6 +68,11 @@ func Tell(ctx context.Context, story *Story, settings Settings) (err error) {
 		variables: map[string]string{"HELLO": filepath.Join(settings.BinDir, "hello.tar"), "WORK": work},
 		memory:    map[string]map[string]string{},
 	}
+	defer func() {
+		if t.clients != nil {
+			t.clients.stop()
+		}
+	}()
 	watch := startWatch(ctx, t.World)
 	for _, s := range story.steps {
 		if err := t.do(ctx, s); err != nil {
@@ -147,11 +153,11 @@ func (t *teller) again(ctx context.Context, limit time.Duration, try func(contex
 func (t *teller) once(ctx context.Context, s step) error {
 	args := make([]string, len(s.words))
 	for i, w := range s.words {
-		args[i] = t.expand(w)
+		args[i] = t.expand(ctx, w)
 	}
 	t.stdin = nil
 	if s.stdin != nil {
-		content, err := os.ReadFile(t.expand(*s.stdin))
+		content, err := os.ReadFile(t.expand(ctx, *s.stdin))
 		if err != nil {
 			return err
 		}
@@ -169,7 +175,7 @@ func (t *teller) once(ctx context.Context, s step) error {
 	if s.pattern == nil {
 		return nil
 	}
-	pattern, err := regexp.Compile("(?m)" + t.expand(*s.pattern))
+	pattern, err := regexp.Compile("(?m)" + t.expand(ctx, *s.pattern))
 	if err != nil {
 		return err
 	}
@@ -198,12 +204,19 @@ func (t *teller) input() io.Reader {
 	return bytes.NewReader(t.stdin)
 }
 
-// expand $NAME and ${NAME}: what the story has set, and addresses by node name.
-func (t *teller) expand(w word) string {
+// expand $NAME and ${NAME}: what the story has set, addresses by node name, and the names of $leader and $follower.
+func (t *teller) expand(ctx context.Context, w word) string {
 	if w.literal {
 		return w.text
 	}
 	return os.Expand(w.text, func(name string) string {
+		if name == "leader" || name == "follower" {
+			n, err := t.Find(ctx, name)
+			if err != nil {
+				return "no-" + name
+			}
+			return n.Name
+		}
 		if n := t.Lab.Node(name); n != nil {
 			return n.Address
 		}

@@ -2,17 +2,11 @@ package scenarios
 
 import (
 	"context"
-	"fmt"
-	"io"
-	"net/http"
 	"strconv"
 	"strings"
 
 	"swarm/scenarios/lab"
 )
-
-// answerBytesMax of an answer are shown.
-const answerBytesMax = 64 << 10
 
 func smallDiskMachine(t *teller, ctx context.Context, args []string) (string, error) {
 	if len(args) != 2 {
@@ -42,18 +36,8 @@ func api(t *teller, ctx context.Context, args []string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	request, err := http.NewRequestWithContext(ctx, args[1], "http://swarm"+args[2], strings.NewReader(strings.Join(args[3:], "")))
-	if err != nil {
-		return "", err
-	}
-	transport := &http.Transport{DialContext: n.DialAPI, DisableKeepAlives: true}
-	response, err := transport.RoundTrip(request)
-	if err != nil {
-		return "", err
-	}
-	defer response.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(response.Body, answerBytesMax))
-	return fmt.Sprintf("%d %s", response.StatusCode, body), err
+	got, err := t.ask(ctx, n, args[1], args[2], strings.Join(args[3:], ""))
+	return got.text(), err
 }
 
 func occupy(t *teller, ctx context.Context, args []string) (string, error) {

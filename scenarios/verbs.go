@@ -39,7 +39,7 @@ func allVerbs() map[string]verb {
 		"api":    api,    // NODE METHOD PATH [BODY]: a request without any client's help; its output is status and body
 		"set":    set,    // NAME COMMAND: keep the output for later as $NAME
 
-		// What fate does. NODE may be "leader".
+		// What fate does. NODE may be "leader" or "follower".
 		"kill":        onNodes((*lab.Node).Kill),     // NODE…: SIGKILL to the agent alone
 		"stop":        onNodes((*lab.Node).Stop),     // NODE…: SIGTERM to the agent alone
 		"start":       startNodes,                    // [NODE…]: cable in, agent started; without names every one that does not run
@@ -47,11 +47,14 @@ func allVerbs() map[string]verb {
 		"unplug":      onNodes((*lab.Node).Unplug),   // NODE…: cable out
 		"plug":        onNodes((*lab.Node).Plug),     // NODE…: cable in
 		"freeze":      onNodesCtx(freeze),            // NODE…: SIGSTOP to the agent alone
-		"thaw":        onNodesCtx(thaw),              // NODE…: SIGCONT
+		"hang":        onNodesCtx(hang),              // NODE…: every process of the machine stands still, as in a paused virtual one
+		"thaw":        onNodesCtx(thaw),              // NODE…: SIGCONT; what hangs goes on
 		"restart-all": restartAll,                    // kill every agent at once, start them all
-		"partition":   partition,                     // NODE… | NODE…: groups that cannot reach each other
-		"block":       block,                         // FROM TO: packets vanish in that direction alone
-		"heal":        heal,                          // all cables in, no partition
+		"partition":   partition,                     // NODE… | NODE…: groups that cannot reach each other; "rest" is who is not named
+		"block":       block,                         // NODE… > NODE…: packets vanish in that direction alone
+		"delay":       delay,                         // NODE DURATION: every packet from or to it is late by that
+		"loss":        loss,                          // NODE PERCENT%: that share of packets from and to it is lost
+		"heal":        heal,                          // all cables in, no partition, good links
 		"occupy":      occupy,                        // NODE PORT: another program listens there
 		"vacate":      onNodes((*lab.Node).Vacate),   // NODE…: no more
 		"fill-disk":   onNodes((*lab.Node).FillDisk), // NODE…: to the last byte, of a small-disk-machine
@@ -59,6 +62,12 @@ func allVerbs() map[string]verb {
 		"damage":      damage,                        // NODE FILE: below the data directory of a stopped agent, in its middle
 		"write":       overwrite,                     // NODE FILE CONTENT: … instead of what it holds
 		"repair":      onNodes((*lab.Node).Repair),   // NODE…: files are again what they were before damage and write
+
+		// Clients of all managers at once, whose calls and answers are recorded: history start, then …
+		//   check CHANGES: end them; what they were told can be true, and that many changes at least were done
+		//   mark: here begins what the next lines speak of
+		//   pause LIMIT: never since then, or since the start, was no change done for longer
+		"history": recordedHistory,
 
 		// What must be true. Usually marked *.
 		"always":    always,    // DURATION COMMAND: true now and for so long
@@ -195,7 +204,12 @@ func freeze(t *teller, _ context.Context, n *lab.Node) error {
 
 func thaw(t *teller, _ context.Context, n *lab.Node) error {
 	t.setFrozen(n, false)
-	return n.Signal(syscall.SIGCONT)
+	return errors.Join(n.Hang(false), n.Signal(syscall.SIGCONT))
+}
+
+func hang(t *teller, _ context.Context, n *lab.Node) error {
+	t.setFrozen(n, true)
+	return n.Hang(true)
 }
 
 func restartAll(t *teller, ctx context.Context, _ []string) (string, error) {
@@ -203,26 +217,75 @@ func restartAll(t *teller, ctx context.Context, _ []string) (string, error) {
 }
 
 func partition(t *teller, ctx context.Context, args []string) (string, error) {
-	groups := [][]string{nil}
-	for _, name := range args {
-		if name == "|" {
-			groups = append(groups, nil)
-			continue
-		}
-		n, err := t.Find(ctx, name)
-		if err != nil {
-			return "", err
-		}
-		groups[len(groups)-1] = append(groups[len(groups)-1], n.Name)
+	groups, err := t.groups(ctx, args, "|")
+	if err != nil {
+		return "", err
 	}
 	return "", t.Lab.Partition(groups...)
 }
 
-func block(t *teller, _ context.Context, args []string) (string, error) {
-	if len(args) != 2 {
-		return "", wrongArguments("block FROM TO")
+func block(t *teller, ctx context.Context, args []string) (string, error) {
+	groups, err := t.groups(ctx, args, ">")
+	if err != nil || len(groups) != 2 {
+		return "", errors.Join(err, wrongArguments("block NODE… > NODE…"))
 	}
-	return "", t.Lab.Block(args[0], args[1])
+	for _, from := range groups[0] {
+		for _, to := range groups[1] {
+			if err := t.Lab.Block(from, to); err != nil {
+				return "", err
+			}
+		}
+	}
+	return "", nil
+}
+
+// groups of names between separators; "rest" are all nodes that are not named.
+func (t *teller) groups(ctx context.Context, args []string, separator string) ([][]string, error) {
+	groups, named, rest := [][]string{nil}, []string{}, -1
+	for _, name := range args {
+		switch name {
+		case separator:
+			groups = append(groups, nil)
+			continue
+		case "rest":
+			rest = len(groups) - 1
+			continue
+		}
+		n, err := t.Find(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		groups[len(groups)-1] = append(groups[len(groups)-1], n.Name)
+		named = append(named, n.Name)
+	}
+	for _, n := range t.Lab.Nodes() {
+		if rest >= 0 && !slices.Contains(named, n.Name) {
+			groups[rest] = append(groups[rest], n.Name)
+		}
+	}
+	return groups, nil
+}
+
+func delay(t *teller, ctx context.Context, args []string) (string, error) {
+	if len(args) != 2 {
+		return "", wrongArguments("delay NODE DURATION")
+	}
+	late, err := time.ParseDuration(args[1])
+	if err != nil {
+		return "", err
+	}
+	return "", t.atNode(ctx, args[0], func(n *lab.Node) error { return n.Delay(late) })
+}
+
+func loss(t *teller, ctx context.Context, args []string) (string, error) {
+	if len(args) != 2 {
+		return "", wrongArguments("loss NODE PERCENT%")
+	}
+	percent, err := strconv.ParseFloat(strings.TrimSuffix(args[1], "%"), 64)
+	if err != nil {
+		return "", err
+	}
+	return "", t.atNode(ctx, args[0], func(n *lab.Node) error { return n.Lose(percent / 100) })
 }
 
 func heal(t *teller, _ context.Context, _ []string) (string, error) { return "", t.Lab.Heal() }

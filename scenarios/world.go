@@ -63,10 +63,13 @@ func (w *World) Client(n *lab.Node) *client.Client {
 	return c
 }
 
-// Find the node of that name; "leader" is whoever leads now.
+// Find the node of that name; "leader" is whoever leads now, "follower" the first reachable manager that does not.
 func (w *World) Find(ctx context.Context, name string) (*lab.Node, error) {
-	if name == "leader" {
-		return w.Leader(ctx)
+	switch name {
+	case "leader":
+		return w.Manager(ctx, true)
+	case "follower":
+		return w.Manager(ctx, false)
 	}
 	if n := w.Lab.Node(name); n != nil {
 		return n, nil
@@ -118,18 +121,18 @@ func (w *World) Seat(ctx context.Context) (*lab.Node, error) {
 	return awake[0], nil
 }
 
-// Leader of the cluster, as the seat sees it.
-func (w *World) Leader(ctx context.Context) (*lab.Node, error) {
+// Manager of the cluster that leads, or the first reachable one that does not, as the seat sees it.
+func (w *World) Manager(ctx context.Context, leads bool) (*lab.Node, error) {
 	nodes, err := w.Nodes(ctx)
 	if err != nil {
 		return nil, err
 	}
 	for _, n := range nodes {
-		if n.ManagerStatus != nil && n.ManagerStatus.Leader {
+		if m := n.ManagerStatus; m != nil && m.Leader == leads && m.Reachability == swarm.ReachabilityReachable {
 			return w.Find(ctx, n.Description.Hostname)
 		}
 	}
-	return nil, errors.New("no node leads")
+	return nil, fmt.Errorf("no reachable manager whose leading is %v", leads)
 }
 
 // Nodes of the cluster, as the seat sees them.

@@ -153,7 +153,7 @@ func containerdSocket(n *lab.Node) (string, error) {
 func (b *bench) leader(ctx context.Context) error {
 	var times []time.Duration
 	for round := range max(leaderRuns, b.rounds) {
-		leader, err := b.Leader(ctx)
+		leader, err := b.Manager(ctx, true)
 		if err != nil {
 			return err
 		}

@@ -221,6 +221,17 @@ func (n *Node) end(signal syscall.Signal) error {
 	}
 }
 
+// Hang makes every process of the machine stand still, or go on. Its kernel still answers for open sockets.
+func (n *Node) Hang(still bool) error {
+	_, unified := hierarchies()
+	path := filepath.Join(unified, groupRoot, n.lab.cfg.Name, n.Name, "cgroup.freeze")
+	content := map[bool]string{true: "1", false: "0"}[still]
+	if err := os.WriteFile(path, []byte(content), 0); err != nil {
+		return fmt.Errorf("hang machine %s (%s): %w", n.Name, content, err)
+	}
+	return nil
+}
+
 // Unplug pulls the node's cable.
 func (n *Node) Unplug() error { return n.lab.wires.setLink(n.Name, false) }
 
