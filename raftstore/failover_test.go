@@ -71,6 +71,7 @@ func TestNothingAcknowledgedIsLostOrDoubledWhenLeadersChange(t *testing.T) {
 		for _, done := range writers {
 			<-done
 		}
+		c.leader(all...)
 		for _, m := range all {
 			state, err := m.View(context.Background())
 			if err != nil {
@@ -94,11 +95,19 @@ func TestWithoutMajorityTheErrorSaysSo(t *testing.T) {
 		c.isolate(leader.id)
 		began := time.Now()
 		err := leader.Update(context.Background(), createService("web"))
-		want := noLeaderText + " (1 of 3 managers can be reached from here, this one included.)"
+		var others []string
+		for _, m := range all {
+			if m != leader {
+				others = append(others, fmt.Sprintf("%s (%s)", m.id, m.id))
+			}
+		}
+		notReachable := " Not reachable: " + strings.Join(others, ", ") + ". Start them or mend the network; if they are lost for good, " +
+			"`swarm init --force-new-cluster` makes this manager a cluster of its own with what it knows."
+		want := noLeaderText + " (1 of 3 managers can be reached from here, this one included.)" + notReachable
 		if !errdefs.IsUnavailable(err) || err.Error() != want+mayStillHappen {
 			t.Fatalf("update: got %v", err)
 		}
-		if took := time.Since(began); took > leaderWait+3*time.Second {
+		if took := time.Since(began); took > electionWait+time.Second {
 			t.Errorf("said after %s", took)
 		}
 		began = time.Now()
@@ -108,7 +117,7 @@ func TestWithoutMajorityTheErrorSaysSo(t *testing.T) {
 		if err := leader.Update(context.Background(), createService("web")); !errdefs.IsUnavailable(err) {
 			t.Fatalf("second update: got %v", err)
 		}
-		if took := time.Since(began); took > time.Second {
+		if took := time.Since(began); took > 0 {
 			t.Errorf("once known, said only after %s", took)
 		}
 		if leader.Local().Nodes.Len() != 3 {
@@ -117,6 +126,53 @@ func TestWithoutMajorityTheErrorSaysSo(t *testing.T) {
 		c.heal()
 		c.leader(all...)
 		c.update(leader, createService("more"))
+	})
+}
+
+// A read without a leader is answered a second after it was lost, by the replica; while an election is under way it waits.
+func TestReadsWithoutALeaderSaySo(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		all := c.form(3)
+		leader := c.leader(all...)
+		rest := slices.DeleteFunc(slices.Clone(all), func(m *manager) bool { return m == leader })
+		c.update(leader, createService("web"))
+		if state, stale, err := rest[0].ViewOrStale(context.Background()); err != nil || stale != 0 || state.Services.Len() != 1 {
+			t.Errorf("with a leader: %v, %v", stale, err)
+		}
+		c.isolate(rest[0].id)
+		if _, err := rest[0].View(context.Background()); !errdefs.IsUnavailable(err) {
+			t.Errorf("without a leader: %v", err)
+		}
+		time.Sleep(5 * time.Second)
+		began := time.Now()
+		state, stale, err := rest[0].ViewOrStale(context.Background())
+		if err != nil || stale < 5*time.Second || stale > 8*time.Second || state.Services.Len() != 1 || time.Since(began) > 0 {
+			t.Errorf("five seconds later: stale %s, %v, after %s", stale, err, time.Since(began))
+		}
+		c.heal()
+		c.leader(all...)
+		c.kill(leader)
+		began = time.Now()
+		if _, stale, err := rest[1].ViewOrStale(context.Background()); err != nil || time.Since(began) > 2*time.Second {
+			t.Errorf("while another is elected: stale %s, %v, after %s", stale, err, time.Since(began))
+		}
+	})
+}
+
+// A leader that is known but cannot be asked, as behind a link that is cut in one direction, holds a read up only for a while.
+func TestReadsPastALeaderThatDoesNotAnswerSaySo(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		all := c.form(3)
+		leader := c.leader(all...)
+		reader := slices.DeleteFunc(slices.Clone(all), func(m *manager) bool { return m == leader })[0]
+		c.mu.Lock()
+		c.cut[[2]string{reader.id, leader.id}] = true
+		c.mu.Unlock()
+		began := time.Now()
+		_, stale, err := reader.ViewOrStale(context.Background())
+		if took := time.Since(began); err != nil || stale != confirmWait || took != confirmWait {
+			t.Errorf("stale %s, %v, after %s", stale, err, took)
+		}
 	})
 }
 

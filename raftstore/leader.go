@@ -117,15 +117,6 @@ func (s *Store) LeaderlessSince() time.Time {
 	return s.leaderless
 }
 
-// leaderlessFor is how long there has been no leader, 0 while there is one.
-func (s *Store) leaderlessFor() time.Duration {
-	since := s.LeaderlessSince()
-	if since.IsZero() {
-		return 0
-	}
-	return time.Since(since)
-}
-
 // askLeader is the context of one question to the manager that leads now. It ends with that manager's leadership, because one that
 // died never answers while its port is still held open.
 func (s *Store) askLeader(ctx context.Context, moved <-chan struct{}) (context.Context, context.CancelFunc) {

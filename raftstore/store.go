@@ -133,10 +133,8 @@ type Store struct {
 	transport *heard
 	running   atomic.Bool
 
-	verify    coalescer // of ReadIndexLocal
-	view      coalescer // of View
-	reachable coalescer // of Reach
-	reached   atomic.Pointer[map[string]bool]
+	verify coalescer // of ReadIndexLocal
+	view   coalescer // of View
 
 	// failed is closed, after failure was set, when the replica cannot go on; closing when it ends for any reason.
 	failOnce  sync.Once
@@ -162,6 +160,8 @@ type Store struct {
 	// leaderSeen leads as far as raft has told; leaderMoved is closed when that changes.
 	leaderSeen  string
 	leaderMoved chan struct{}
+	// reach is who could be reached when that was last looked at; nil while there is a leader.
+	reach *reach
 }
 
 // Open reads the log and snapshots of cfg.Dir and takes part in raft until Run ends.
@@ -218,6 +218,7 @@ func (s *Store) join() error {
 	}))
 	s.background.Go(func() { s.followLeadership(notify) })
 	s.background.Go(func() { s.followLeader(observations) })
+	s.background.Go(s.followReach)
 	for range entriesInFlightMax {
 		s.background.Go(s.commitWaiting)
 	}

@@ -16,8 +16,6 @@ const (
 	conflictRunsMax  = 64
 	conflictRunsFree = 8
 	conflictPause    = 50 * time.Millisecond
-	// leaderWait is how long calls wait for a leader, counted from when the last one was lost.
-	leaderWait = 5 * time.Second
 	// proposeWait bounds how long one commit is proposed again after lost leadership or broken connections.
 	proposeWait = 15 * time.Second
 	// proposePause is between two tries, forwardTimeout bounds one try at another manager.
@@ -106,6 +104,7 @@ func (s *Store) commit(ctx context.Context, c *commit, encoded rawCommit) (verdi
 	defer s.counters.pendingCommits.Add(-1)
 	doubt := "" // set once a try ended without an answer
 	for {
+		moved := s.leaderMoves()
 		answer, err := s.submit(ctx, newProposal(c, encoded))
 		if err == nil {
 			s.counters.commitLatency.Observe(time.Since(began))
@@ -124,16 +123,16 @@ func (s *Store) commit(ctx context.Context, c *commit, encoded rawCommit) (verdi
 		if !errors.As(err, new(unsent)) {
 			doubt = mayStillHappen
 		}
-		since := s.LeaderlessSince()
+		leaderless := s.leaderlessFor()
 		switch {
-		case !since.IsZero() && (time.Since(since) > leaderWait || ctx.Err() == context.DeadlineExceeded):
+		case leaderless >= s.cfg.electionWait() || leaderless > 0 && ctx.Err() == context.DeadlineExceeded:
 			return answer, fmt.Errorf("%w%s%w", s.noLeader(), doubt, silent{ctx.Err()})
 		case ctx.Err() != nil:
 			return answer, fmt.Errorf("%w, last: %w.%s", ctx.Err(), err, doubt)
 		case time.Since(began) > proposeWait:
 			return answer, fmt.Errorf("not committed within %s: %w.%s", proposeWait, err, doubt)
 		}
-		_ = pause(ctx, proposePause)
+		_ = s.untilLeader(ctx, moved)
 	}
 }
 
