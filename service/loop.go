@@ -167,7 +167,7 @@ func (l *loop) decide(now time.Time) []work {
 		}
 		whole := limit(&p, room)
 		touched, placed := place(s, &p, l.cluster.nodes)
-		if !whole || !placed {
+		if !whole || !placed || p.cut {
 			l.todo.service(id)
 		}
 		l.remember(s, &p, touched)

@@ -159,6 +159,9 @@ func (r *rig) scale(tx *raftstore.Tx, id string) string {
 	}
 	s := *row
 	n := uint64(r.IntN(9))
+	if r.IntN(12) == 0 {
+		n = stepsMax + 50 // takes several commits
+	}
 	v := raftstore.Spec{ServiceID: id, SpecVersion: s.SpecVersion + 1, Spec: *tx.Spec(id, s.SpecVersion)}
 	v.ID = raftstore.SpecID(id, v.SpecVersion)
 	v.Spec.Mode.Replicated = &swarm.ReplicatedService{Replicas: &n}

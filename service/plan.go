@@ -17,6 +17,8 @@ type plan struct {
 	// wake is when to decide on the whole service again although nothing changed, wakes when on single slots; zero: never.
 	wake  time.Time
 	wakes map[slotKey]time.Time
+	// cut says that the plan became too long: there is more to do once it is done.
+	cut bool
 	// widen says that some slots alone do not tell enough: the plan is to be made for the whole service.
 	widen bool
 	// waiting says that a task fits nowhere, so that the service wants to hear of room on any node.
@@ -73,6 +75,12 @@ func (p *plan) wakeAt(t time.Time) {
 	if p.wake.IsZero() || t.Before(p.wake) {
 		p.wake = t
 	}
+}
+
+// full says, and keeps in mind, that the plan is long enough.
+func (p *plan) full() bool {
+	p.cut = p.cut || len(p.steps) >= stepsMax
+	return p.cut
 }
 
 func (p *plan) wakeSlot(at *slot, t time.Time) {

@@ -133,7 +133,7 @@ func grow(s *scene, p *plan, slots, existing []*slot, missing int) {
 	for _, at := range slots {
 		former[at.number] = at
 	}
-	for number := uint64(1); missing > 0 && len(p.steps) < stepsMax; number++ {
+	for number := uint64(1); missing > 0 && !p.full(); number++ {
 		if taken[number] {
 			continue
 		}
@@ -168,7 +168,7 @@ func cover(s *scene, p *plan, slots []*slot) (kept []*slot) {
 		kept = append(kept, at)
 	}
 	for _, m := range s.machines() {
-		if len(p.steps) >= stepsMax {
+		if p.full() {
 			break
 		}
 		if !m.open || !s.group(s.service.SpecVersion).Suits(m.facts) {

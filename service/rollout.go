@@ -105,7 +105,7 @@ func firstTrial(s *scene, at *slot) *raftstore.Task {
 func advance(s *scene, p *plan, order swarm.UpdateOrder, dirty []*slot, room int) {
 	slices.SortStableFunc(dirty, func(a, b *slot) int { return cmp.Compare(activity(a), activity(b)) })
 	for _, at := range dirty[:max(0, min(room, len(dirty)))] {
-		if len(p.steps) >= stepsMax {
+		if p.full() {
 			return
 		}
 		switch {
