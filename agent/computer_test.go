@@ -177,6 +177,8 @@ func closeAll(machines []*computer) {
 	for _, m := range machines {
 		m.close()
 	}
+	// The gossip library ends its last probes by timers of its own.
+	time.Sleep(10 * time.Second)
 }
 
 // store is the machine's replica, nil while it has none that is usable.
