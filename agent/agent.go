@@ -80,9 +80,7 @@ func build(cfg Config, edges Edges) (*node, error) {
 
 // run starts what lives as long as the agent.
 func (n *node) run(ctx context.Context) error {
-	if err := n.resume(ctx); err != nil {
-		return err
-	}
+	n.resume(ctx)
 	listener, err := n.edges.Sockets.Listen(ctx, "unix", n.socketPath())
 	if err != nil {
 		return fmt.Errorf("open the API socket %s: %w", n.socketPath(), err)

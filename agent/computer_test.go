@@ -23,6 +23,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/moby/moby/client"
 )
@@ -284,6 +285,8 @@ func (fakeImages) Ensure(context.Context, string, []string, string) (string, err
 func (fakeImages) Held(context.Context) ([]*rpc.HeldImage, error)   { return nil, nil }
 func (fakeImages) Changed() <-chan struct{}                         { return nil }
 func (fakeImages) ServeHTTP(w http.ResponseWriter, r *http.Request) { http.NotFound(w, r) }
+
+func (fakeImages) List(context.Context) ([]image.Summary, error) { return nil, nil }
 
 type fakeContainers struct{ api.Containers }
 

@@ -132,6 +132,7 @@ func (n *node) addresses(listen, advertise string) (record, error) {
 	if advertise == "" {
 		advertise = n.cfg.AdvertiseAddr
 	}
+	asked := askedAddresses{Listen: listen, Advertise: advertise, ListenFlag: n.cfg.ListenAddr, AdvertiseFlag: n.cfg.AdvertiseAddr}
 	listen, err := resolveListen(listen)
 	if err != nil {
 		return record{}, err
@@ -140,7 +141,7 @@ func (n *node) addresses(listen, advertise string) (record, error) {
 	if err != nil {
 		return record{}, err
 	}
-	return record{ListenAddr: listen, AdvertiseAddr: advertise}, nil
+	return record{ListenAddr: listen, AdvertiseAddr: advertise, Asked: &asked}, nil
 }
 
 // saveIdentity writes the certificate of a node that is about to become a member; the record, written

@@ -217,13 +217,38 @@ func (m *membership) managerAddresses() []string {
 	if mg := m.manager.Load(); mg != nil && mg.serving() {
 		addresses = append(addresses, rec.AdvertiseAddr)
 	}
-	for _, a := range append(shuffled(m.roster.managerAddresses()), shuffled(rec.Managers)...) {
+	for _, a := range slices.Concat(shuffled(m.roster.managerAddresses()), m.movedManagers(), shuffled(rec.Managers)) {
 		if !slices.Contains(addresses, a) {
 			addresses = append(addresses, a)
 		}
 	}
 	return addresses
 }
+
+// movedManagers are managers that gossip sees at another address than the roster says: they tell the managers of it, but
+// the only manager of a cluster has nobody else to tell.
+func (m *membership) movedManagers() (addresses []string) {
+	g := m.gossip.Load()
+	if g == nil {
+		return nil
+	}
+	seen := map[string]string{}
+	for _, member := range g.Members() {
+		if member.State == gossipAlive {
+			seen[member.NodeID], _, _ = net.SplitHostPort(member.Address)
+		}
+	}
+	for _, peer := range m.roster.managers() {
+		host, port, err := net.SplitHostPort(peer.Addr)
+		if now := seen[peer.NodeID]; err == nil && now != "" && now != host {
+			addresses = append(addresses, net.JoinHostPort(now, port))
+		}
+	}
+	return addresses
+}
+
+// gossipAlive is gossip's word for a member that answers.
+const gossipAlive = "alive"
 
 func shuffled(addresses []string) []string {
 	addresses = slices.Clone(addresses)

@@ -12,7 +12,6 @@ import (
 
 	"swarm/agent/worker"
 	"swarm/api"
-	"swarm/secrets/pki"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/swarm"
@@ -42,7 +41,7 @@ type node struct {
 	// mu guards the fields below.
 	mu         sync.Mutex
 	membership *membership // nil: in no cluster
-	broken     error       // why the membership does not run
+	broken     error       // why the membership does not run, or could not be read
 	started    chan *membership
 }
 
@@ -68,6 +67,9 @@ func (n *node) Status() api.Status {
 	n.mu.Lock()
 	m, broken := n.membership, n.broken
 	n.mu.Unlock()
+	if m == nil && broken != nil {
+		return api.Status{State: swarm.LocalNodeStateError, Error: broken.Error()}
+	}
 	if m == nil {
 		return api.Status{State: swarm.LocalNodeStateInactive}
 	}
@@ -76,31 +78,6 @@ func (n *node) Status() api.Status {
 		s.State, s.Error = swarm.LocalNodeStateError, broken.Error()
 	}
 	return s
-}
-
-// resume takes up the membership that the data directory records, if any.
-func (n *node) resume(context.Context) error {
-	n.started = make(chan *membership, 1)
-	r, err := readRecord(n.recordPath())
-	if err != nil {
-		return err
-	}
-	if r == nil {
-		return nil
-	}
-	identity, err := pki.Load(n.certificatesDir())
-	if errors.Is(err, pki.ErrExpired) {
-		// A manager renews it from its own replica; anyone else is told by Status what to do.
-		n.log.Warn("this node's certificate has expired", "err", err)
-	} else if err != nil {
-		return fmt.Errorf("read this node's certificate: %w", err)
-	}
-	if identity.ClusterID() != r.ClusterID || identity.NodeID() != r.NodeID {
-		return fmt.Errorf("the data directory %s mixes two clusters: node.json is of node %s in cluster %s, the certificate of node %s in cluster %s; restore both from one backup, or remove the directory and join again",
-			n.cfg.DataDir, r.NodeID, r.ClusterID, identity.NodeID(), identity.ClusterID())
-	}
-	n.begin(newMembership(n, *r, identity, nil))
-	return nil
 }
 
 // begin makes m the node's membership and has runMemberships run it.
@@ -161,7 +138,7 @@ func (n *node) Leave(ctx context.Context, force bool) error {
 	defer n.change.Unlock()
 	m := n.current()
 	if m == nil {
-		return errdefs.ErrUnavailable.WithMessage("This node is not part of a swarm")
+		return n.giveUp(ctx, force)
 	}
 	if mg := m.manager.Load(); mg != nil && mg.usable() && !force {
 		return errdefs.ErrUnavailable.WithMessage(leaveWarning(mg))
@@ -194,6 +171,27 @@ func (n *node) abandon(ctx context.Context, m *membership, why string) error {
 	return err
 }
 
+// giveUp is Leave on a node without a membership: nothing to do, or one to forget that cannot be read.
+func (n *node) giveUp(ctx context.Context, force bool) error {
+	n.mu.Lock()
+	broken := n.broken
+	n.mu.Unlock()
+	if broken == nil {
+		return errdefs.ErrUnavailable.WithMessage("This node is not part of a swarm")
+	}
+	if !force {
+		return errdefs.ErrUnavailable.WithMessage(fmt.Sprintf("This node cannot read what it knows of its swarm: %v. Use `--force` to give it up: its copy of the swarm's state and its containers are removed", broken))
+	}
+	if err := errors.Join(n.worker.Clear(ctx), n.forget()); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	n.broken = nil
+	n.mu.Unlock()
+	n.log.Info("membership given up")
+	return nil
+}
+
 // forget removes the record first: without it nothing else of the membership counts.
 func (n *node) forget() error {
 	if err := os.Remove(n.recordPath()); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -204,7 +202,7 @@ func (n *node) forget() error {
 
 // refuseSecondMembership is the error of init and join on a node that is in a cluster.
 func (n *node) refuseSecondMembership() error {
-	if n.current() == nil {
+	if n.Status().State == swarm.LocalNodeStateInactive {
 		return nil
 	}
 	return errdefs.ErrUnavailable.WithMessage("This node is already part of a swarm. Use \"swarm leave\" to leave this swarm and join another one")

@@ -21,8 +21,16 @@ type record struct {
 	NodeID        string
 	ListenAddr    string // host:port
 	AdvertiseAddr string // host:port
+	// Asked is what the addresses were decided from; nil in records of earlier versions.
+	Asked *askedAddresses `json:",omitempty"`
 	// Managers are host:port of managers that were last known.
 	Managers []string
+}
+
+// askedAddresses are those of the request that made this node a member, or of the flags that changed since; and the flags of then.
+type askedAddresses struct {
+	Listen, Advertise         string // an address, an interface's name, or empty
+	ListenFlag, AdvertiseFlag string
 }
 
 func (n *node) recordPath() string      { return filepath.Join(n.cfg.DataDir, "node.json") }

@@ -129,7 +129,9 @@ func (p *process) launch() (*exec.Cmd, error) {
 			return nil, err
 		}
 	}
-	if err := writeFile(p.config, []byte(configTOML(p.paths))); err != nil {
+	if err := keepConfig(p.config, []byte(configTOML(p.paths))); errors.Is(err, errOldConfig) {
+		p.log.Warn("containerd starts with its former configuration", "err", err)
+	} else if err != nil {
 		return nil, err
 	}
 	logFile, err := rotateLog(p.paths.log)
@@ -327,9 +329,28 @@ func (p *process) logTail() string {
 	return strings.TrimSpace(string(text))
 }
 
+// errOldConfig says that a configuration is there, but not the wanted one.
+var errOldConfig = errors.New("the configuration could not be written")
+
+// keepConfig makes a file say what it shall. One that says so already is left alone, so that a full disk keeps nothing from
+// starting; one that cannot be replaced stays, with an errOldConfig.
+func keepConfig(path string, data []byte) error {
+	old, err := os.ReadFile(path)
+	if err == nil && bytes.Equal(old, data) {
+		return nil
+	}
+	there := err == nil
+	if err = writeFile(path, data); err != nil && there {
+		return fmt.Errorf("%w: %w", errOldConfig, err)
+	}
+	return err
+}
+
 // writeFile replaces a file in one step, so that a crash leaves the old or the new one.
 func writeFile(path string, data []byte) error {
 	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
+		// What was written of it takes room where there is none.
+		_ = os.Remove(path + ".new")
 		return err
 	}
 	return os.Rename(path+".new", path)
