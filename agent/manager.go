@@ -23,7 +23,9 @@ type manager struct {
 	nodeID     string
 	store      *raftstore.Store
 	dispatcher *dispatcher.Dispatcher
-	tenure     tenure
+	// orchestrator runs while this manager leads.
+	orchestrator *service.Orchestrator
+	tenure       tenure
 }
 
 // usable says whether the replica is one of the cluster's: a new manager's is empty until the leader has
@@ -62,7 +64,7 @@ func (m *membership) manage(ctx context.Context, server *rpc.Server) error {
 	if err := m.renewExpired(store); err != nil {
 		m.log.Warn("expired certificate not renewed from this replica", "err", err)
 	}
-	mg := &manager{nodeID: rec.NodeID, store: store}
+	mg := &manager{nodeID: rec.NodeID, store: store, orchestrator: service.New(store, m.node.rootLog)}
 	mg.dispatcher = dispatcher.New(dispatcher.Config{
 		NodeID: rec.NodeID,
 		Store:  store,
@@ -128,7 +130,7 @@ func (mg *manager) lead(ctx context.Context, m *membership) error {
 	m.log.Info("leadership won")
 	defer m.log.Info("leadership over")
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return service.Run(ctx, mg.store, m.node.rootLog) })
+	g.Go(func() error { return mg.orchestrator.Run(ctx) })
 	g.Go(func() error { return mg.dispatcher.RunLiveness(ctx) })
 	g.Go(func() error { return mg.store.RunMembership(ctx) })
 	return g.Wait()

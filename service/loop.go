@@ -38,6 +38,8 @@ type loop struct {
 	// seenRunning is when tasks of a service under update were first seen to run.
 	seenRunning map[string]map[string]time.Time
 	newID       func() string
+	// placed is told how long each task that got a node had waited for it; nil tells nobody.
+	placed func(time.Duration)
 }
 
 func newLoop(log *slog.Logger) *loop {
@@ -326,6 +328,7 @@ func (l *loop) commit(ctx context.Context, store *raftstore.Store, all []work) e
 		for _, s := range w.steps {
 			if done[0] {
 				s.log(l.log, w.service.Name)
+				l.observe(s)
 			} else {
 				l.todo.service(w.service.ID)
 			}
@@ -333,4 +336,16 @@ func (l *loop) commit(ctx context.Context, store *raftstore.Store, all []work) e
 		}
 	}
 	return nil
+}
+
+// observe tells how long the tasks that a step placed had waited.
+func (l *loop) observe(s step) {
+	if l.placed == nil {
+		return
+	}
+	for _, c := range s.changes {
+		if c.op == opCreate && c.task.Status.State == swarm.TaskStateAssigned || c.op == opObserve && c.status.State == swarm.TaskStateAssigned {
+			l.placed(time.Since(c.task.CreatedAt))
+		}
+	}
 }

@@ -5,6 +5,7 @@ package service
 import (
 	"context"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"swarm/raftstore"
@@ -21,11 +22,29 @@ const (
 	retryMax = 2 * time.Second
 )
 
-// Run keeps the cluster's services true until ctx ends. Leader only: run it inside WhileLeader.
-func Run(ctx context.Context, store *raftstore.Store, log *slog.Logger) error {
-	watch := store.Watch()
+// Orchestrator keeps the cluster's services true.
+type Orchestrator struct {
+	store *raftstore.Store
+	log   *slog.Logger
+
+	delay, decide raftstore.Histogram
+	rounds        atomic.Uint64
+	// waiting are the services of which tasks wait for a node; nil while this manager does not lead.
+	waiting atomic.Pointer[[]string]
+}
+
+// New makes an orchestrator; it does nothing until Run.
+func New(store *raftstore.Store, log *slog.Logger) *Orchestrator {
+	return &Orchestrator{store: store, log: log}
+}
+
+// Run decides and commits until ctx ends. Leader only: run it inside WhileLeader.
+func (o *Orchestrator) Run(ctx context.Context) error {
+	watch := o.store.Watch()
 	defer watch.Close()
-	l := newLoop(log)
+	defer o.waiting.Store(nil)
+	l := newLoop(o.log)
+	l.placed = o.delay.Observe
 	retry := retryMin
 	for ctx.Err() == nil {
 		state, dirty := watch.Take()
@@ -35,13 +54,17 @@ func Run(ctx context.Context, store *raftstore.Store, log *slog.Logger) error {
 			wait(ctx, watch.Changed(), retryMax)
 			continue
 		}
-		now := wallClock()
+		now, began := wallClock(), time.Now()
 		work := l.decide(now)
+		o.decide.Observe(time.Since(began))
+		o.note(l)
 		if len(work) == 0 {
-			wait(ctx, watch.Changed(), l.deadlines.next(now))
+			if len(l.todo) == 0 {
+				wait(ctx, watch.Changed(), l.deadlines.next(now))
+			}
 			continue
 		}
-		if err := l.commit(ctx, store, work); err != nil {
+		if err := l.commit(ctx, o.store, work); err != nil {
 			if ctx.Err() != nil {
 				break
 			}

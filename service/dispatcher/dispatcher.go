@@ -63,12 +63,13 @@ type Config struct {
 // Dispatcher implements rpc.DispatcherServer.
 type Dispatcher struct {
 	rpc.UnimplementedDispatcherServer
-	cfg    Config
-	log    *slog.Logger
-	peer   func(context.Context) rpc.Peer
-	roster *roster
-	writer *writer
-	prober *prober
+	cfg      Config
+	log      *slog.Logger
+	peer     func(context.Context) rpc.Peer
+	roster   *roster
+	writer   *writer
+	prober   *prober
+	counters counters
 	// voters is raft's configuration as route last saw it: whether each manager in it votes.
 	voters atomic.Pointer[map[string]bool]
 

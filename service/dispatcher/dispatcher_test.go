@@ -456,7 +456,7 @@ func TestTwoOrchestratorsDoNothingTwice(t *testing.T) {
 		m.start("n1", "n2", "n3")
 		ctx, cancel := context.WithCancel(m.ctx)
 		var second errgroup.Group
-		second.Go(func() error { return service.Run(ctx, m.store, slog.New(slog.DiscardHandler)) })
+		second.Go(func() error { return service.New(m.store, slog.New(slog.DiscardHandler)).Run(ctx) })
 		defer func() { cancel(); _ = second.Wait() }()
 		for i := range 10 {
 			m.create(fmt.Sprint("web", i), 30)

@@ -96,7 +96,7 @@ func withManager(t *testing.T, nodes int, test func(m *manager)) {
 		work.Go(func() error {
 			return store.WhileLeader(ctx, func(ctx context.Context) error {
 				g, ctx := errgroup.WithContext(ctx)
-				g.Go(func() error { return service.Run(ctx, store, log) })
+				g.Go(func() error { return service.New(store, log).Run(ctx) })
 				g.Go(func() error { return m.d.RunLiveness(ctx) })
 				return g.Wait()
 			})

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"swarm/raftstore"
 	"swarm/rpc"
@@ -63,7 +64,7 @@ func (s *session) sendAll(welcome *rpc.Welcome) {
 
 func (s *session) sendDue() error {
 	s.mu.Lock()
-	d, acks := s.due, s.acks
+	d, acks, since := s.due, s.acks, s.dueSince
 	s.due, s.acks = 0, nil
 	s.mu.Unlock()
 	state := s.d.cfg.Store.Local()
@@ -91,6 +92,9 @@ func (s *session) sendDue() error {
 				return err
 			}
 		}
+	}
+	if d != 0 {
+		s.d.counters.send.Observe(time.Since(since))
 	}
 	return nil
 }

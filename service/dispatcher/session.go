@@ -44,8 +44,10 @@ type session struct {
 	report report
 	mu     sync.Mutex
 	due    due
-	acks   []uint64
-	wakeUp chan struct{}
+	// dueSince is when the first of what is due became so.
+	dueSince time.Time
+	acks     []uint64
+	wakeUp   chan struct{}
 }
 
 // due is what a session has to look at again.
@@ -291,6 +293,7 @@ func (w *watcher) look() error {
 		return nil
 	case !w.asking && !within(w.asked):
 		w.asked, w.asking, w.answered = time.Now(), true, false
+		w.s.d.counters.silences.Add(1)
 		go func() { w.answers <- w.s.d.prober.answers(w.s.ctx, w.s.address, patience-probeBeats*w.beat) }()
 	}
 	if quiet < patience {
@@ -383,6 +386,9 @@ func (s *session) take(m *rpc.AgentMessage) (goodbye string, err error) {
 // poke asks the sender to look again.
 func (s *session) poke(d due) {
 	s.mu.Lock()
+	if s.due == 0 {
+		s.dueSince = time.Now()
+	}
 	s.due |= d
 	s.mu.Unlock()
 	signal(s.wakeUp)

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -36,6 +37,9 @@ type writer struct {
 	mu      sync.Mutex
 	waiting map[*session]struct{}
 	wakeUp  chan struct{}
+
+	// written counts the statuses of commits that were made.
+	written atomic.Uint64
 }
 
 // report is what of a session waits to be written. Guarded by writer.mu.
@@ -126,6 +130,7 @@ func (w *writer) run(ctx context.Context) error {
 			}
 			more, err := w.commit(ctx, b)
 			if err == nil {
+				w.written.Add(countStatuses(b))
 				retry = writeRetryMin
 				w.done(b, more)
 				continue
@@ -156,6 +161,13 @@ type parcel struct {
 	images   map[string]*raftstore.Image
 	// sequences may be acknowledged after the commit.
 	sequences []uint64
+}
+
+func countStatuses(all []*parcel) (n uint64) {
+	for _, p := range all {
+		n += uint64(len(p.statuses))
+	}
+	return n
 }
 
 // take collects as much as one commit holds; nil when nothing waits.
