@@ -190,7 +190,7 @@ func BenchmarkApply(b *testing.B) {
 		b.StopTimer()
 		var commits []rawCommit
 		for range 100 {
-			c := commit{format: entryFormat, id: newCommitID(), time: time.Unix(1, 0)}
+			c := commit{format: FormatVersion, id: newCommitID(), time: time.Unix(1, 0)}
 			id := NewID()
 			c.changes = append(c.changes, change{table: tableTasks, op: opPut, id: id, row: &Task{Meta: Meta{ID: id}, ServiceID: "s", NodeID: "n"}})
 			raw, err := encodeCommit(&c)
@@ -199,7 +199,7 @@ func BenchmarkApply(b *testing.B) {
 			}
 			commits = append(commits, raw)
 		}
-		entry, err := encodeEntry(commits...)
+		entry, err := encodeEntry(FormatVersion, commits...)
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -9,9 +9,13 @@ import (
 )
 
 const (
-	// entryFormat is the newest format of log entries and commits that this version writes and reads. An entry of a newer
-	// one stops the replica: skipping it would make this replica differ from the others.
-	entryFormat = 1
+	// FormatVersion is the newest format of log entries, commits, rows and snapshots that this version writes and reads; it reads
+	// every older one. An entry of a newer one stops the replica: skipping it would make this replica differ from the others.
+	// What a cluster writes is bounded by its row's MinVersion.
+	//
+	//	1  whole rows
+	//	2  patches, a commit's since, remembered refusals, Session.Presence
+	FormatVersion = 2
 	// CommitSizeBytesMax bounds an encoded commit, CommitChangesMax the rows that one Update may write: split larger work.
 	CommitSizeBytesMax = 3 << 19 // 1.5 MiB
 	CommitChangesMax   = 2000
@@ -21,7 +25,7 @@ const (
 //
 //	message Entry  { uint32 format = 1; repeated Commit commits = 2; }
 //	message Commit { uint32 format = 1; bytes id = 2; sint64 time_ns = 3; repeated Change changes = 4;
-//	                 repeated Assert asserts = 5; repeated Guard guards = 6; uint64 term = 7; }
+//	                 repeated Assert asserts = 5; repeated Guard guards = 6; uint64 term = 7; uint64 since = 8; }
 //	message Change { uint32 table = 1; uint32 op = 2; string id = 3; uint64 expected = 4; bytes row = 5; }
 //	message Assert { uint32 table = 1; string id = 2; uint64 index = 3; }
 //	message Guard  { string name = 1; uint64 index = 2; }
@@ -35,7 +39,7 @@ type rawCommit []byte
 
 func (e *entry) wire(w *wire) {
 	w.uint32(1, &e.format)
-	if !w.encode && w.err == nil && e.format != entryFormat {
+	if !w.encode && w.err == nil && !readable(e.format) {
 		w.fail(newerFormat{"log entry", e.format})
 		return
 	}
@@ -54,6 +58,8 @@ func (e *entry) wire(w *wire) {
 	}
 }
 
+func readable(format uint32) bool { return format >= 1 && format <= FormatVersion }
+
 // newerFormat is an error about data of a format that this version does not read.
 type newerFormat struct {
 	what   string
@@ -61,7 +67,7 @@ type newerFormat struct {
 }
 
 func (e newerFormat) Error() string {
-	return fmt.Sprintf("%s has format %d, this version of swarm reads format %d: upgrade swarm on this node", e.what, e.format, entryFormat)
+	return fmt.Sprintf("%s has format %d, this version of swarm reads up to %d: upgrade swarm on this node", e.what, e.format, FormatVersion)
 }
 
 // commit is what one Update wants: everything of it happens, or nothing.
@@ -75,17 +81,37 @@ type commit struct {
 	guards  []guard
 	// term is set for work that only the leader of that term may do; in the log of a later one the commit is refused.
 	term uint64
+	// since is one more than the index that the proposer's replica had when it first sent the commit: whatever was done by a
+	// copy of this commit was done after that. 0 in format 1. It is the last field, so that it can be added to an encoded commit.
+	since uint64
+}
+
+// sinceField is where a commit has since.
+const sinceField = 8
+
+// addSince completes an encoded commit when it is sent for the first time.
+func addSince(commit rawCommit, index uint64) rawCommit {
+	w := wire{encode: true, buf: commit}
+	since := index + 1
+	w.uint(sinceField, &since)
+	return w.buf
 }
 
 // op is what a change does to its row.
-type op = uint32
+type op uint32
 
 const (
 	// opPut writes a spec, which moves Version; opObserve writes what was observed.
 	opPut     op = 1
 	opObserve op = 2
 	opDelete  op = 3
+	// opPatchPut and opPatchObserve are the first two with a patch instead of the row.
+	opPatchPut     op = 4
+	opPatchObserve op = 5
 )
+
+func (o op) patches() bool  { return o == opPatchPut || o == opPatchObserve }
+func (o op) observes() bool { return o == opObserve || o == opPatchObserve }
 
 type change struct {
 	table tableID
@@ -93,8 +119,12 @@ type change struct {
 	id    string
 	// expected is the Index of the row that is replaced or deleted, 0 for a row that must not exist.
 	expected uint64
-	// row is what is written; its Version, Index and times count for nothing.
+	// row is what is written; its Version, Index and times count for nothing. nil for a deletion and for a patch that was read.
 	row row
+	// base is the row that is replaced, if only the difference to it is to be written.
+	base row
+	// patch is the difference that was read.
+	patch []byte
 }
 
 // assertion says that a row still has an Index; 0: that it does not exist.
@@ -112,7 +142,7 @@ type guard struct {
 
 func (c *commit) wire(w *wire) {
 	w.uint32(1, &c.format)
-	if !w.encode && w.err == nil && c.format != entryFormat {
+	if !w.encode && w.err == nil && !readable(c.format) {
 		w.fail(newerFormat{"commit", c.format})
 		return
 	}
@@ -128,35 +158,47 @@ func (c *commit) wire(w *wire) {
 	messages(w, 5, &c.asserts, func(w *wire, a *assertion) { a.wire(w) })
 	messages(w, 6, &c.guards, func(w *wire, g *guard) { g.wire(w) })
 	w.uint(7, &c.term)
+	w.uint(sinceField, &c.since)
 }
 
 func (c *change) wire(w *wire) {
+	op, body := c.op, c.patch
+	if w.encode {
+		var err error
+		if op, body, err = c.encodeRow(w.format); err != nil {
+			w.fail(err)
+		}
+	}
 	w.uint32(1, &c.table)
-	w.uint32(2, &c.op)
+	w.uint32(2, (*uint32)(&op))
 	w.string(3, &c.id)
 	w.uint(4, &c.expected)
-	if w.encode {
-		if c.row != nil {
-			raw, err := c.encodeRow()
-			if err != nil {
-				w.fail(err)
-			}
-			w.raw(5, raw, true)
-		}
-		return
-	}
-	raw, present := w.raw(5, nil, false)
-	if w.err == nil {
-		w.err = c.decodeRow(raw, present)
+	body, present := w.raw(5, body, body != nil)
+	if !w.encode && w.err == nil {
+		c.op = op
+		w.err = c.decodeRow(body, present)
 	}
 }
 
-// encodeRow leaves out of Meta what the FSM sets.
-func (c *change) encodeRow() ([]byte, error) {
-	m := c.row.meta()
-	defer func(whole Meta) { *m = whole }(*m)
-	*m = Meta{ID: m.ID}
-	return marshal(c.row.wire)
+// encodeRow returns the row without what the FSM sets, or the patch where that says the same.
+func (c *change) encodeRow(format uint32) (op, []byte, error) {
+	if c.row == nil {
+		return c.op, c.patch, nil
+	}
+	if c.base != nil && format >= 2 {
+		patch, ok, err := patchBetween(c.base, c.row, format)
+		switch {
+		case err != nil:
+			return c.op, nil, err
+		case ok && c.op == opPut:
+			return opPatchPut, patch, nil
+		case ok:
+			return opPatchObserve, patch, nil
+		}
+	}
+	w := &wire{encode: true, format: format, meta: metaIDOnly}
+	c.row.wire(w)
+	return c.op, w.buf, w.err
 }
 
 func (c *change) decodeRow(raw []byte, present bool) error {
@@ -168,8 +210,10 @@ func (c *change) decodeRow(raw []byte, present bool) error {
 		return errors.New("change without row id")
 	case c.op == opDelete && !present:
 		return nil
-	case c.op != opPut && c.op != opObserve || !present:
+	case c.op < opPut || c.op > opPatchObserve || c.op == opDelete || !present:
 		return fmt.Errorf("unknown operation %d", c.op)
+	case c.op.patches():
+		return c.decodePatch(blank, raw)
 	}
 	if err := unmarshal(raw, blank.wire); err != nil {
 		return fmt.Errorf("row %s of table %d: %w", c.id, c.table, err)
@@ -178,6 +222,18 @@ func (c *change) decodeRow(raw []byte, present bool) error {
 		return fmt.Errorf("row %s of table %d names itself %q", c.id, c.table, blank.meta().ID)
 	}
 	c.row = blank
+	return nil
+}
+
+// decodePatch makes sure that the patch can be applied, whatever the row is by then.
+func (c *change) decodePatch(blank row, raw []byte) error {
+	if c.expected == 0 {
+		return fmt.Errorf("patch of row %s of table %d, which is to be new", c.id, c.table)
+	}
+	if _, err := patched(blank, raw); err != nil {
+		return fmt.Errorf("patch of row %s of table %d: %w", c.id, c.table, err)
+	}
+	c.patch = raw
 	return nil
 }
 
@@ -200,7 +256,7 @@ func encodeCommit(c *commit) ([]byte, error) {
 	if len(c.changes) > CommitChangesMax {
 		return nil, fmt.Errorf("a commit of %d rows is too large (at most %d): split it: %w", len(c.changes), CommitChangesMax, errdefs.ErrInvalidArgument)
 	}
-	raw, err := marshal(c.wire)
+	raw, err := marshalAs(c.format, c.wire)
 	if err != nil {
 		return nil, fmt.Errorf("encode commit: %v: %w", err, errdefs.ErrInvalidArgument)
 	}
@@ -221,8 +277,9 @@ func decodeCommit(raw []byte) (*commit, error) {
 	return c, nil
 }
 
-func encodeEntry(commits ...rawCommit) ([]byte, error) {
-	e := entry{format: entryFormat, commits: commits}
+// encodeEntry takes commits of a format or older ones.
+func encodeEntry(format uint32, commits ...rawCommit) ([]byte, error) {
+	e := entry{format: format, commits: commits}
 	return marshal(e.wire)
 }
 
@@ -261,6 +318,10 @@ const (
 	nameTaken  reason = 2
 	guardMoved reason = 3
 	termOver   reason = 4
+	// decidedBefore: an earlier copy of the commit was refused.
+	decidedBefore reason = 5
+	// tooOld: so much was committed since the commit was first sent that an earlier copy of it might be forgotten.
+	tooOld reason = 6
 )
 
 // refusal is sent back to the manager that proposed the commit, which runs its closure again.
@@ -287,6 +348,10 @@ func (r *refusal) String() string {
 		return r.what + " were changed meanwhile"
 	case termOver:
 		return "leadership was lost"
+	case decidedBefore:
+		return "other changes came first"
+	case tooOld:
+		return "too much was committed meanwhile"
 	}
 	return fmt.Sprintf("check %d failed: %s", r.reason, r.what)
 }

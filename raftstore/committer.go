@@ -38,7 +38,10 @@ type committer struct {
 // proposal is a commit on its way into the log.
 type proposal struct {
 	commit  rawCommit
+	format  uint32
 	changes int
+	// stamped is set once the commit says since when it is on its way.
+	stamped bool
 	// term is set for what only the leader of that term may commit.
 	term uint64
 	// forwarded came from another manager: it is not sent on.
@@ -53,7 +56,15 @@ type outcome struct {
 }
 
 func newProposal(c *commit, encoded rawCommit) *proposal {
-	return &proposal{commit: encoded, changes: len(c.changes), term: c.term, done: make(chan outcome, 1)}
+	return &proposal{commit: encoded, format: c.format, changes: len(c.changes), term: c.term, done: make(chan outcome, 1)}
+}
+
+// stamp completes a commit that was not sent before. Whoever proposes it again must send the same bytes.
+func (p *proposal) stamp(index uint64) {
+	if p.stamped || p.forwarded || p.format < 2 {
+		return
+	}
+	p.commit, p.stamped = addSince(p.commit, index), true
 }
 
 func newCommitter() *committer {
@@ -194,6 +205,10 @@ func (s *Store) send(batch []*proposal) {
 		}
 		return err != nil
 	})
+	applied := s.Local().index
+	for _, p := range batch {
+		p.stamp(applied)
+	}
 	switch {
 	case len(batch) == 0:
 	case id == "":
@@ -225,10 +240,11 @@ func (s *Store) notLeading() error {
 // propose puts a batch into one entry of this leader's log and returns what the state machine says to each commit.
 func (s *Store) propose(batch []*proposal) ([]verdict, error) {
 	commits := make([]rawCommit, len(batch))
+	format := uint32(1)
 	for i, p := range batch {
-		commits[i] = p.commit
+		commits[i], format = p.commit, max(format, p.format)
 	}
-	encoded, err := encodeEntry(commits...)
+	encoded, err := encodeEntry(format, commits...)
 	if err != nil {
 		return nil, unsent{err}
 	}

@@ -210,8 +210,8 @@ func TestNothingOfTheStateIsReadableOnDisk(t *testing.T) {
 
 func TestEntryOfANewerFormatStopsTheReplica(t *testing.T) {
 	for name, data := range map[string]struct{ entry, want string }{
-		"newer entry":  {"\x08\x02\x12\x00", "log entry has format 2, this version of swarm reads format 1: upgrade swarm"},
-		"newer commit": {"\x08\x01\x12\x02\x08\x02", "commit 0: commit has format 2"},
+		"newer entry":  {"\x08\x03\x12\x00", "log entry has format 3, this version of swarm reads up to 2: upgrade swarm"},
+		"newer commit": {"\x08\x02\x12\x02\x08\x03", "commit 0: commit has format 3"},
 		"unknown kind": {"\x08\x01\x1a\x00", "unknown or misplaced field 3"},
 		"empty":        {"\x08\x01", "without commits"},
 	} {

@@ -304,7 +304,7 @@ func TestAnOldLeadersWriteIsRefusedInALaterTerm(t *testing.T) {
 		if err := old.Update(ctx, createService("in time")); err != nil {
 			t.Fatal(err)
 		}
-		stale, err := encodeCommit(&commit{format: entryFormat, id: newCommitID(), term: lead.term, guards: []guard{{name: "g"}}})
+		stale, err := encodeCommit(&commit{format: FormatVersion, id: newCommitID(), term: lead.term, guards: []guard{{name: "g"}}})
 		check(t, err)
 		check(t, old.TransferLeadership())
 		c.eventually("another leads", func() bool { id, _ := old.Leader(); return id != "" && id != old.id })

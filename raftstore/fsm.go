@@ -78,19 +78,28 @@ func (f *fsm) Apply(log *raft.Log) any {
 func (f *fsm) applyCommit(log *raft.Log, c *commit, dirty *Dirty) verdict {
 	index := log.Index
 	if done, ok := f.recent.find(c.id); ok {
-		return verdict{index: done}
+		return done.verdict()
 	}
-	if r := f.check(log.Term, c); r != nil {
+	if c.since != 0 && f.recent.mayHaveForgotten(c.since-1) {
+		return verdict{index: index, refusal: &refusal{reason: tooOld, index: index}}
+	}
+	r := f.check(log.Term, c)
+	if r == nil || c.format >= 2 {
+		// What was refused once stays refused: a copy that arrives late must not succeed after its proposer went on without it.
+		f.recent.add(doneCommit{id: c.id, index: index, refused: r != nil})
+	}
+	if r != nil {
 		r.index = index
 		return verdict{index: index, refusal: r}
 	}
 	for i := range c.changes {
-		f.applyChange(index, c, &c.changes[i], dirty)
+		if err := f.applyChange(index, c, &c.changes[i], dirty); err != nil {
+			panic(err) // decodePatch has tried it
+		}
 	}
 	for _, g := range c.guards {
 		f.work.guards.put(&guardRow{Meta{ID: g.name, Index: index}})
 	}
-	f.recent.add(c.id, index)
 	return verdict{index: index}
 }
 
@@ -150,29 +159,47 @@ func (f *fsm) checkNames(c *commit) *refusal {
 	return nil
 }
 
-func (f *fsm) applyChange(index uint64, c *commit, ch *change, dirty *Dirty) {
+func (f *fsm) applyChange(index uint64, c *commit, ch *change, dirty *Dirty) error {
 	t := f.work.table(ch.table)
 	if ch.op == opDelete {
 		old := t.remove(ch.id)
 		f.sums.replace(old, nil)
 		dirty.add(old)
-		return
+		return nil
 	}
-	m := ch.row.meta()
 	old := t.get(ch.id)
-	*m = Meta{ID: ch.id, Version: index, Index: index, CreatedAt: c.time, UpdatedAt: c.time}
+	now, err := ch.result(old)
+	if err != nil {
+		return err
+	}
+	m := now.meta()
+	*m = Meta{ID: m.ID, Version: index, Index: index, CreatedAt: c.time, UpdatedAt: c.time}
 	if old != nil {
 		was := old.meta()
 		m.CreatedAt = was.CreatedAt
-		if ch.op == opObserve {
+		if ch.op.observes() {
 			m.Version, m.UpdatedAt = was.Version, was.UpdatedAt
 		}
 	}
-	f.work.share(ch.row)
-	t.put(ch.row)
-	f.sums.replace(old, ch.row)
+	f.work.share(now)
+	t.put(now)
+	f.sums.replace(old, now)
 	dirty.add(old)
-	dirty.add(ch.row)
+	dirty.add(now)
+	return nil
+}
+
+// result is the row after a change; old is nil where there is none.
+func (ch *change) result(old row) (row, error) {
+	if !ch.op.patches() {
+		return ch.row, nil
+	}
+	if old == nil {
+		// Only a commit that deletes the row first gets here; whatever becomes of it must be the same everywhere.
+		old = newRow(ch.table)
+		old.meta().ID = ch.id
+	}
+	return patched(old, ch.patch)
 }
 
 // publish shows the new state to readers, watches and those who wait for its index.
@@ -232,34 +259,47 @@ func (f *fsm) begin() *Tx {
 	return newTx(base, base.fork())
 }
 
-// recentCommits is a ring of the last commits.
+// recentCommits is a ring of the last commits that were decided.
 type recentCommits struct {
 	ring []doneCommit // in order of age from next on, once full
 	next int
-	byID map[commitID]uint64
+	byID map[commitID]doneCommit
 }
 
 type doneCommit struct {
-	id    commitID
-	index uint64
+	id      commitID
+	index   uint64
+	refused bool
 }
 
-func (r *recentCommits) find(id commitID) (index uint64, ok bool) {
-	index, ok = r.byID[id]
-	return index, ok
-}
-
-func (r *recentCommits) add(id commitID, index uint64) {
-	if r.byID == nil {
-		r.byID = map[commitID]uint64{}
+func (d doneCommit) verdict() verdict {
+	if d.refused {
+		return verdict{index: d.index, refusal: &refusal{reason: decidedBefore, index: d.index}}
 	}
-	r.byID[id] = index
+	return verdict{index: d.index}
+}
+
+func (r *recentCommits) find(id commitID) (done doneCommit, ok bool) {
+	done, ok = r.byID[id]
+	return done, ok
+}
+
+// mayHaveForgotten says whether a commit that was decided after an index may have left the ring since.
+func (r *recentCommits) mayHaveForgotten(after uint64) bool {
+	return len(r.ring) == commitIDsMax && after < r.ring[r.next].index
+}
+
+func (r *recentCommits) add(done doneCommit) {
+	if r.byID == nil {
+		r.byID = map[commitID]doneCommit{}
+	}
+	r.byID[done.id] = done
 	if len(r.ring) < commitIDsMax {
-		r.ring = append(r.ring, doneCommit{id, index})
+		r.ring = append(r.ring, done)
 		return
 	}
 	delete(r.byID, r.ring[r.next].id)
-	r.ring[r.next] = doneCommit{id, index}
+	r.ring[r.next] = done
 	r.next = (r.next + 1) % commitIDsMax
 }
 

@@ -161,7 +161,7 @@ func TestRowsSurviveLogAndSnapshot(t *testing.T) {
 			t.Fatalf("%v\n%x\n%x", err, raw, again)
 		}
 		f := newFSM(func(err error) { t.Error(err) })
-		entry, err := encodeEntry(raw, raw)
+		entry, err := encodeEntry(FormatVersion, raw, raw)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -188,7 +188,7 @@ func TestRowsSurviveLogAndSnapshot(t *testing.T) {
 }
 
 func drawCommit(t *rapid.T) *commit {
-	c := &commit{format: entryFormat, id: newCommitID(), time: drawTime(t)}
+	c := &commit{format: FormatVersion, id: newCommitID(), time: drawTime(t)}
 	seen := map[string]bool{}
 	for range rapid.IntRange(1, 6).Draw(t, "changes") {
 		r := drawRow(t)
@@ -266,11 +266,11 @@ func TestRowChangedByItsReaderIsNoticed(t *testing.T) {
 	f := newFSM(func(err error) { t.Error(err) })
 	f.sums = newRowSums(true)
 	put := func(index uint64, id string) {
-		raw, err := encodeCommit(&commit{format: entryFormat, id: newCommitID(), changes: []change{{table: tableTasks, op: opPut, id: id, row: &Task{Meta: Meta{ID: id}}}}})
+		raw, err := encodeCommit(&commit{format: FormatVersion, id: newCommitID(), changes: []change{{table: tableTasks, op: opPut, id: id, row: &Task{Meta: Meta{ID: id}}}}})
 		if err != nil {
 			t.Fatal(err)
 		}
-		entry, err := encodeEntry(raw)
+		entry, err := encodeEntry(FormatVersion, raw)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -293,12 +293,12 @@ func TestRememberedCommitsAreBounded(t *testing.T) {
 	var all []commitID
 	for i := range commitIDsMax + 10 {
 		all = append(all, newCommitID())
-		r.add(all[i], uint64(i))
+		r.add(doneCommit{id: all[i], index: uint64(i)})
 	}
 	if _, ok := r.find(all[9]); ok || len(r.byID) != commitIDsMax {
 		t.Errorf("remembers %d", len(r.byID))
 	}
-	if i, ok := r.find(all[10]); !ok || i != 10 {
+	if done, ok := r.find(all[10]); !ok || done.index != 10 {
 		t.Error("forgot too early")
 	}
 	if oldest := r.oldestFirst(); oldest[0].index != 10 || oldest[commitIDsMax-1].index != commitIDsMax+9 {
@@ -308,16 +308,16 @@ func TestRememberedCommitsAreBounded(t *testing.T) {
 
 // FuzzApply feeds the state machine: whatever decodes must apply without a panic, the same on two replicas, and survive a snapshot.
 func FuzzApply(f *testing.F) {
-	task, _ := encodeCommit(&commit{format: entryFormat, changes: []change{{table: tableTasks, op: opPut, id: "t", row: &Task{Meta: Meta{ID: "t"}, Slot: 1}}}})
-	service, _ := encodeCommit(&commit{format: entryFormat, id: newCommitID(), guards: []guard{{name: "g"}}, changes: []change{
+	task, _ := encodeCommit(&commit{format: FormatVersion, changes: []change{{table: tableTasks, op: opPut, id: "t", row: &Task{Meta: Meta{ID: "t"}, Slot: 1}}}})
+	service, _ := encodeCommit(&commit{format: FormatVersion, id: newCommitID(), guards: []guard{{name: "g"}}, changes: []change{
 		{table: tableServices, op: opPut, id: "s", row: &Service{Meta: Meta{ID: "s"}, Name: "web"}},
 		{table: tableSpecs, op: opPut, id: "s/1", row: &Spec{Meta: Meta{ID: "s/1"}}},
 		{table: tableTasks, op: opDelete, id: "t", expected: 1},
 	}})
-	entry, _ := encodeEntry(task, service)
+	entry, _ := encodeEntry(FormatVersion, task, service)
 	f.Add(entry)
 	f.Add(entry[:len(entry)/2])
-	f.Add([]byte("\x08\x02"))
+	f.Add([]byte("\x08\x03"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		a, b := newFSM(func(error) {}), newFSM(func(error) {})
 		for i := range 2 {
@@ -342,7 +342,7 @@ func FuzzReadImage(f *testing.F) {
 	s := newState()
 	s.Tasks.put(&Task{Meta: Meta{ID: "t"}})
 	var written bytes.Buffer
-	if err := (&image{state: s, recent: []doneCommit{{newCommitID(), 3}}}).write(&written); err != nil {
+	if err := (&image{state: s, recent: []doneCommit{{id: newCommitID(), index: 3}}}).write(&written); err != nil {
 		f.Fatal(err)
 	}
 	f.Add(written.Bytes())

@@ -3,19 +3,27 @@ package raftstore
 import "github.com/moby/moby/api/types/swarm"
 
 // What each row is on the wire: in commits, in the log and in snapshots. Numbers are never reused; a new field gets the
-// next number, and only clusters whose MinVersion allows it may write it.
+// next number and stands behind wire.since: a cluster whose MinVersion is older does not write it.
 
 // row is what every table holds a pointer to.
 type row interface {
 	meta() *Meta
 	wire(w *wire)
+	// copied is a copy of the struct, which shares what it refers to.
+	copied() row
 }
 
 func (m *Meta) meta() *Meta { return m }
 
 // wireMeta takes numbers 1 to 5.
 func (m *Meta) wireMeta(w *wire) {
+	if w.meta == metaNone {
+		return
+	}
 	w.string(1, &m.ID)
+	if w.meta == metaIDOnly {
+		return
+	}
 	w.uint(2, &m.Version)
 	w.uint(3, &m.Index)
 	w.time(4, &m.CreatedAt)
@@ -45,11 +53,13 @@ func (r *Node) wire(w *wire) {
 	w.string(10, &r.Address)
 	w.string(11, &r.Session.Manager)
 	w.string(12, &r.Session.ID)
-	// 13 was a flag that Presence says better.
+	w.retired(13) // Presence says it better
 	w.duration(14, &r.Session.Silence)
-	w.string(15, (*string)(&r.Session.Presence))
-	w.string(16, &r.Session.Reason)
-	w.time(17, &r.Session.Since)
+	if w.since(2) {
+		w.string(15, (*string)(&r.Session.Presence))
+		w.string(16, &r.Session.Reason)
+		w.time(17, &r.Session.Since)
+	}
 }
 
 func (r *Service) wire(w *wire) {
@@ -142,3 +152,17 @@ func newRow(t tableID) row {
 	}
 	return nil
 }
+
+func (r *Cluster) copied() row { c := *r; return &c }
+
+func (r *Node) copied() row { c := *r; return &c }
+
+func (r *Service) copied() row { c := *r; return &c }
+
+func (r *Spec) copied() row { c := *r; return &c }
+
+func (r *Task) copied() row { c := *r; return &c }
+
+func (r *Image) copied() row { c := *r; return &c }
+
+func (r *guardRow) copied() row { c := *r; return &c }

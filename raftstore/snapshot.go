@@ -13,7 +13,6 @@ import (
 // A snapshot is a sequence of records, each with its length before it: a header, every row of every table in the
 // order of their ids, the remembered commit ids with the oldest first, and an end that says how many records there are.
 const (
-	snapshotFormat = 1
 	// recordSizeBytesMax is above every commit, hence every row.
 	recordSizeBytesMax = 1 << 22
 )
@@ -28,11 +27,13 @@ const (
 // record is one message of a snapshot; which fields count depends on its kind.
 type record struct {
 	kind   uint32
-	format uint32  // header
+	format uint32  // header: as of commits
 	index  uint64  // header: of the state; commit: where it was done
 	table  tableID // row
 	body   []byte  // row; commit: its id
 	count  uint64  // end: records before it
+	// refused is of a commit that was not done.
+	refused bool
 }
 
 func (r *record) wire(w *wire) {
@@ -42,6 +43,7 @@ func (r *record) wire(w *wire) {
 	w.uint32(4, &r.table)
 	w.bytes(5, &r.body)
 	w.uint(6, &r.count)
+	w.bool(7, &r.refused)
 }
 
 // image is what a snapshot holds; it does not change while it is written.
@@ -71,7 +73,8 @@ func (m *image) Release() {}
 
 func (m *image) write(to io.Writer) error {
 	out := &recordWriter{to: bufio.NewWriter(to)}
-	out.put(record{kind: recordHeader, format: snapshotFormat, index: m.state.index})
+	// Commits of an older format have put nothing into the state that a version which reads that format does not know.
+	out.put(record{kind: recordHeader, format: m.state.format(), index: m.state.index})
 	for _, t := range tableIDs() {
 		m.state.table(t).scan(func(r row) bool {
 			body, err := marshal(r.wire)
@@ -81,7 +84,7 @@ func (m *image) write(to io.Writer) error {
 		})
 	}
 	for _, c := range m.recent {
-		out.put(record{kind: recordCommit, index: c.index, body: c.id[:]})
+		out.put(record{kind: recordCommit, index: c.index, body: c.id[:], refused: c.refused})
 	}
 	out.put(record{kind: recordEnd, count: out.count})
 	out.fail(out.to.Flush())
@@ -143,7 +146,7 @@ func readImage(from io.Reader) (*State, recentCommits, error) {
 		}
 		switch r.kind {
 		case recordHeader:
-			if r.format != snapshotFormat {
+			if !readable(r.format) {
 				return nil, recent, newerFormat{"snapshot", r.format}
 			}
 			state.index = r.index
@@ -153,7 +156,7 @@ func readImage(from io.Reader) (*State, recentCommits, error) {
 			if len(r.body) != commitSize {
 				return nil, recent, errors.New("commit id of wrong length")
 			}
-			recent.add(commitID(r.body), r.index)
+			recent.add(doneCommit{id: commitID(r.body), index: r.index, refused: r.refused})
 		case recordEnd:
 			if r.count != count {
 				return nil, recent, fmt.Errorf("snapshot has %d records instead of %d", count, r.count)

@@ -144,6 +144,15 @@ func (s *State) Index() uint64 { return s.index }
 // GuardIndex is the index of the last commit that named a guard, 0 when none did.
 func (s *State) GuardIndex(name string) uint64 { return s.rowIndex(tableGuards, name) }
 
+// format is the newest format that every member understands; a new cluster begins with the newest there is.
+func (s *State) format() uint32 {
+	cluster := s.Cluster()
+	if cluster == nil {
+		return FormatVersion
+	}
+	return min(max(cluster.MinVersion, 1), FormatVersion)
+}
+
 // Cluster is the cluster's row, nil before init.
 func (s *State) Cluster() *Cluster {
 	for r := range s.clusters.All() {

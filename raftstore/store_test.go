@@ -376,7 +376,7 @@ func TestCommitProposedTwiceAppliesOnce(t *testing.T) {
 	bubble(t, func(t *testing.T, c *cluster) {
 		m := c.start("n1", true)
 		c.update(m, createService("web"))
-		twice, err := encodeCommit(&commit{format: entryFormat, id: newCommitID(), time: time.Now(), guards: []guard{{name: "g"}}})
+		twice, err := encodeCommit(&commit{format: FormatVersion, id: newCommitID(), time: time.Now(), guards: []guard{{name: "g"}}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -409,7 +409,7 @@ func TestForwardedGarbageIsRefusedBeforeTheLog(t *testing.T) {
 		m := c.start("n1", true)
 		c.leader(m)
 		before := m.raft.LastIndex()
-		for _, garbage := range []string{"", "garbage", "\x08\x02"} {
+		for _, garbage := range []string{"", "garbage", "\x08\x03"} {
 			if _, err := m.ProposeLocal(context.Background(), [][]byte{[]byte(garbage)}); !errdefs.IsInvalidArgument(err) {
 				t.Errorf("%q: %v", garbage, err)
 			}

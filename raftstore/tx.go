@@ -32,7 +32,13 @@ func newTx(base, fork *State) *Tx {
 
 // Put* write a row whose Index is that of the row it replaces (0: create). A spec write moves Version;
 // PutObserved* leave Version and UpdatedAt alone.
-func (tx *Tx) PutCluster(r Cluster)         { tx.put(tableClusters, opPut, &r) }
+// A new cluster without MinVersion begins with the newest format.
+func (tx *Tx) PutCluster(r Cluster) {
+	if r.Index == 0 && r.MinVersion == 0 {
+		r.MinVersion = FormatVersion
+	}
+	tx.put(tableClusters, opPut, &r)
+}
 func (tx *Tx) PutNode(r Node)               { tx.put(tableNodes, opPut, &r) }
 func (tx *Tx) PutObservedNode(r Node)       { tx.put(tableNodes, opObserve, &r) }
 func (tx *Tx) PutService(r Service)         { tx.put(tableServices, opPut, &r) }
@@ -128,10 +134,13 @@ func (tx *Tx) record(c change) {
 
 // commit returns what the closure wrote, nil when there is nothing to commit.
 func (tx *Tx) commit(now time.Time) *commit {
-	c := &commit{format: entryFormat, id: newCommitID(), time: now, asserts: tx.asserts, guards: tx.guards}
+	c := &commit{format: tx.base.format(), id: newCommitID(), time: now, asserts: tx.asserts, guards: tx.guards}
 	for _, change := range tx.changes {
 		if change.op == opDelete && change.expected == 0 {
 			continue // created and deleted by the same closure
+		}
+		if change.expected != 0 {
+			change.base = tx.base.table(change.table).get(change.id)
 		}
 		c.changes = append(c.changes, change)
 	}

@@ -103,9 +103,13 @@ func (s *Store) commit(ctx context.Context, c *commit, encoded rawCommit) (verdi
 	s.counters.pendingCommits.Add(1)
 	defer s.counters.pendingCommits.Add(-1)
 	doubt := "" // set once a try ended without an answer
+	p := newProposal(c, encoded)
 	for {
 		moved := s.leaderMoves()
-		answer, err := s.submit(ctx, newProposal(c, encoded))
+		answer, err := s.submit(ctx, p)
+		if err == nil && doubt != "" && answer.refusal != nil && answer.refusal.reason == tooOld {
+			return answer, errOutcomeUnknown
+		}
 		if err == nil {
 			s.counters.commitLatency.Observe(time.Since(began))
 			return answer, nil
@@ -138,6 +142,10 @@ func (s *Store) commit(ctx context.Context, c *commit, encoded rawCommit) (verdi
 
 // mayStillHappen ends errors about a commit that is in some manager's log without being committed.
 const mayStillHappen = " The change may still take effect when there is a leader."
+
+// errOutcomeUnknown is the answer to a commit that was proposed again so late that nobody can tell whether it had been done.
+var errOutcomeUnknown = fmt.Errorf("the manager that was asked first went away, and so much was committed since that it cannot be told whether the change was made. Look before you try again%w",
+	silent{errdefs.ErrUnavailable})
 
 // errTermOver is what a leader's work gets after its term.
 var errTermOver = fmt.Errorf("leadership was lost: %w", errdefs.ErrUnavailable)

@@ -20,11 +20,30 @@ type wire struct {
 	encode bool
 	buf    []byte
 	err    error
+	// format is what may be written: fields that came with a newer one are left out.
+	format uint32
+	// patch says that what is read replaces only the fields that it names.
+	patch bool
+	// emptied says that the list that was read last is there and empty, which only a patch can say.
+	emptied bool
+	meta    metaFields
 }
 
-// marshal returns the message that fields lists.
-func marshal(fields func(*wire)) ([]byte, error) {
-	w := &wire{encode: true}
+// metaFields says which fields of Meta a row's message has.
+type metaFields uint8
+
+const (
+	metaAll metaFields = iota
+	metaIDOnly
+	metaNone
+)
+
+// marshal returns the message that fields lists, in the newest format.
+func marshal(fields func(*wire)) ([]byte, error) { return marshalAs(FormatVersion, fields) }
+
+// marshalAs leaves out fields that came after a format.
+func marshalAs(format uint32, fields func(*wire)) ([]byte, error) {
+	w := &wire{encode: true, format: format}
 	fields(w)
 	return w.buf, w.err
 }
@@ -33,6 +52,21 @@ func marshal(fields func(*wire)) ([]byte, error) {
 func unmarshal(message []byte, fields func(*wire)) error {
 	w := &wire{buf: message}
 	fields(w)
+	return w.finish()
+}
+
+// since says whether fields that came with a format take part. Reading takes whatever is there.
+func (w *wire) since(format uint32) bool { return !w.encode || w.format >= format }
+
+// retired reads a number that is not written any more.
+func (w *wire) retired(number protowire.Number) {
+	if !w.encode {
+		w.varint(number, 0, false)
+	}
+}
+
+// finish is the error of what was read, one that names the field if there is more.
+func (w *wire) finish() error {
 	if w.err == nil && len(w.buf) > 0 {
 		number, _, n := protowire.ConsumeTag(w.buf)
 		if n < 0 {
@@ -114,34 +148,34 @@ func (w *wire) raw(number protowire.Number, v []byte, present bool) ([]byte, boo
 }
 
 func (w *wire) uint(number protowire.Number, v *uint64) {
-	read, _ := w.varint(number, *v, *v != 0)
-	set(w, v, read)
+	read, present := w.varint(number, *v, *v != 0)
+	set(w, v, read, present)
 }
 
 // set writes a field that was read. Encoding must not write at all: others read the row at the same time.
-func set[T any](w *wire, v *T, read T) {
-	if !w.encode {
+func set[T any](w *wire, v *T, read T, present bool) {
+	if !w.encode && !w.absent(present) {
 		*v = read
 	}
 }
 
 func (w *wire) uint32(number protowire.Number, v *uint32) {
-	read, _ := w.varint(number, uint64(*v), *v != 0)
+	read, present := w.varint(number, uint64(*v), *v != 0)
 	if read > 1<<32-1 {
 		w.fail(fmt.Errorf("field %d is out of range", number))
 	}
-	set(w, v, uint32(read))
+	set(w, v, uint32(read), present)
 }
 
 // int64 is zigzag encoded.
 func (w *wire) int64(number protowire.Number, v *int64) {
-	read, _ := w.varint(number, protowire.EncodeZigZag(*v), *v != 0)
-	set(w, v, protowire.DecodeZigZag(read))
+	read, present := w.varint(number, protowire.EncodeZigZag(*v), *v != 0)
+	set(w, v, protowire.DecodeZigZag(read), present)
 }
 
 func (w *wire) int(number protowire.Number, v *int) {
-	read, _ := w.varint(number, protowire.EncodeZigZag(int64(*v)), *v != 0)
-	set(w, v, int(protowire.DecodeZigZag(read)))
+	read, present := w.varint(number, protowire.EncodeZigZag(int64(*v)), *v != 0)
+	set(w, v, int(protowire.DecodeZigZag(read)), present)
 }
 
 func (w *wire) bool(number protowire.Number, v *bool) {
@@ -149,8 +183,8 @@ func (w *wire) bool(number protowire.Number, v *bool) {
 	if *v {
 		wide = 1
 	}
-	read, _ := w.varint(number, wide, *v)
-	set(w, v, read != 0)
+	read, present := w.varint(number, wide, *v)
+	set(w, v, read != 0, present)
 }
 
 func (w *wire) string(number protowire.Number, v *string) {
@@ -161,13 +195,14 @@ func (w *wire) string(number protowire.Number, v *string) {
 		}
 		return
 	}
-	raw, _ := w.raw(number, nil, false)
-	*v = string(raw)
+	if raw, present := w.raw(number, nil, false); !w.absent(present) {
+		*v = string(raw)
+	}
 }
 
 func (w *wire) bytes(number protowire.Number, v *[]byte) {
 	raw, present := w.raw(number, *v, len(*v) > 0)
-	if w.encode {
+	if w.encode || w.absent(present) {
 		return
 	}
 	*v = nil
@@ -183,14 +218,28 @@ func (w *wire) strings(number protowire.Number, v *[]string) {
 		}
 		return
 	}
-	*v = nil
+	var read []string
+	for _, raw := range w.list(number) {
+		read = append(read, string(raw))
+	}
+	set(w, v, read, len(read) > 0 || w.emptied)
+}
+
+// list reads all fields of a number. In a patch, a single empty one stands for an emptied list.
+func (w *wire) list(number protowire.Number) (all [][]byte) {
+	w.emptied = false
 	for {
 		raw, present := w.raw(number, nil, false)
 		if !present {
-			return
+			break
 		}
-		*v = append(*v, string(raw))
+		all = append(all, raw)
 	}
+	if w.patch && len(all) == 1 && len(all[0]) == 0 {
+		w.emptied = true
+		return nil
+	}
+	return all
 }
 
 // time has nanoseconds and no zone; the zero time is absent. Years outside 1678 to 2262 do not fit.
@@ -200,11 +249,11 @@ func (w *wire) time(number protowire.Number, v *time.Time) {
 		ns = protowire.EncodeZigZag(v.UnixNano())
 	}
 	ns, present := w.varint(number, ns, !v.IsZero())
-	if w.encode {
+	if w.encode || w.absent(present) {
 		return
 	}
 	*v = time.Time{}
-	if present {
+	if present && !(w.patch && ns == 0) {
 		*v = time.Unix(0, protowire.DecodeZigZag(ns)).UTC()
 	}
 }
@@ -228,6 +277,7 @@ func (w *wire) json(number protowire.Number, v any) {
 	if !present {
 		return
 	}
+	w.clearForPatch(v)
 	decoder := json.NewDecoder(bytes.NewReader(raw))
 	decoder.DisallowUnknownFields()
 	if err := decoder.Decode(v); err != nil {
@@ -247,8 +297,17 @@ func jsonPtr[T any](w *wire, number protowire.Number, v **T) {
 		}
 		return
 	}
+	have, _, n := protowire.ConsumeTag(w.buf)
+	present := n > 0 && have == number
+	if w.absent(present) {
+		return
+	}
 	*v = nil
-	if have, _, n := protowire.ConsumeTag(w.buf); n > 0 && have == number {
+	switch {
+	case !present:
+	case w.patch && bytes.HasPrefix(w.buf[n:], []byte{0}):
+		w.raw(number, nil, false)
+	default:
 		*v = new(T)
 		w.json(number, *v)
 	}
@@ -258,28 +317,34 @@ func jsonPtr[T any](w *wire, number protowire.Number, v **T) {
 func messages[T any](w *wire, number protowire.Number, list *[]T, fields func(*wire, *T)) {
 	if w.encode {
 		for i := range *list {
-			raw, err := marshal(func(w *wire) { fields(w, &(*list)[i]) })
-			if err != nil {
-				w.fail(err)
-				return
-			}
-			w.raw(number, raw, true)
+			w.message(number, func(w *wire) { fields(w, &(*list)[i]) })
 		}
 		return
 	}
-	*list = nil
-	for {
-		raw, present := w.raw(number, nil, false)
-		if !present {
-			return
-		}
+	var read []T
+	for _, raw := range w.list(number) {
 		var v T
 		if err := unmarshal(raw, func(w *wire) { fields(w, &v) }); err != nil {
 			w.fail(err)
 			return
 		}
-		*list = append(*list, v)
+		read = append(read, v)
 	}
+	set(w, list, read, len(read) > 0 || w.emptied)
+}
+
+// message writes a message within the message, in place.
+func (w *wire) message(number protowire.Number, fields func(*wire)) {
+	w.buf = protowire.AppendTag(w.buf, number, protowire.BytesType)
+	start := len(w.buf)
+	w.buf = append(w.buf, 0) // the length, if it fits into a byte
+	fields(w)
+	size := len(w.buf) - start - 1
+	if wide := protowire.SizeVarint(uint64(size)); wide > 1 {
+		w.buf = append(w.buf, make([]byte, wide-1)...)
+		copy(w.buf[start+wide:], w.buf[start+1:start+1+size])
+	}
+	protowire.AppendVarint(w.buf[:start], uint64(size))
 }
 
 // taskStateNumber and taskStateOf translate the API's words; 0 is no state.
@@ -311,8 +376,8 @@ func (w *wire) taskState(number protowire.Number, v *swarm.TaskState) {
 			return
 		}
 	}
-	w.uint(number, &n)
-	if w.encode {
+	n, present := w.varint(number, n, n != 0)
+	if w.encode || w.absent(present) {
 		return
 	}
 	states := taskStates()
