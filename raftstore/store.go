@@ -189,9 +189,13 @@ func Open(cfg Config) (*Store, error) {
 func (s *Store) join() error {
 	notify := make(chan bool, leadershipQueue)
 	conf := s.cfg.raft(notify)
+	lineage, err := s.readLineage()
+	if err != nil {
+		return err
+	}
 	s.transport = &heard{
 		NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-			Stream:                  &streams{Listener: s.cfg.Listener, address: s.cfg.Address, dial: s.cfg.Dial, open: map[*stream]struct{}{}},
+			Stream:                  &streams{Listener: s.cfg.Listener, address: s.cfg.Address, dial: s.cfg.Dial, lineage: lineage, open: map[*stream]struct{}{}},
 			MaxPool:                 connectionsPerPeerMax,
 			MaxRPCsInFlight:         requestsInFlightMax,
 			Timeout:                 s.cfg.transportTimeout(),
@@ -203,7 +207,7 @@ func (s *Store) join() error {
 	if err := s.bootstrap(conf); err != nil {
 		return errors.Join(err, s.transport.Close())
 	}
-	err := guarded(s.disk.log.path, func() (err error) {
+	err = guarded(s.disk.log.path, func() (err error) {
 		s.raft, err = raft.NewRaft(conf, s.fsm, s.disk.cache, s.disk.stable, s.disk.snapshots, s.transport)
 		return err
 	})
@@ -219,6 +223,7 @@ func (s *Store) join() error {
 	s.background.Go(func() { s.followLeadership(notify) })
 	s.background.Go(func() { s.followLeader(observations) })
 	s.background.Go(s.followReach)
+	s.background.Go(s.followContact)
 	for range entriesInFlightMax {
 		s.background.Go(s.commitWaiting)
 	}
@@ -229,6 +234,19 @@ func (s *Store) join() error {
 	default:
 		return nil
 	}
+}
+
+// readLineage tells which recovery of the cluster the disk belongs to.
+func (s *Store) readLineage() (*lineage, error) {
+	id, err := readLineage(s.disk.stable)
+	if err != nil {
+		return nil, fmt.Errorf("read the cluster's lineage: %w", err)
+	}
+	exists, err := s.disk.hasCluster()
+	if err != nil {
+		return nil, err
+	}
+	return &lineage{stable: s.disk.stable, superseded: s.fail, id: id, fresh: !exists && !s.cfg.Bootstrap}, nil
 }
 
 func (s *Store) bootstrap(conf *raft.Config) error {
@@ -266,6 +284,7 @@ func (s *Store) Run(ctx context.Context) error {
 		}
 	case <-s.failed:
 	}
+	s.noteContact()
 	if s.shutdown() {
 		if err := s.disk.close(); err != nil {
 			return fmt.Errorf("close %s: %w", s.cfg.Dir, err)

@@ -3,6 +3,7 @@ package raftstore
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"sync"
@@ -23,6 +24,7 @@ type streams struct {
 	net.Listener
 	address string
 	dial    func(ctx context.Context, address string) (net.Conn, error)
+	lineage *lineage
 
 	mu sync.Mutex // guards:
 	// open is nil after Close.
@@ -33,6 +35,19 @@ type streams struct {
 type stream struct {
 	net.Conn
 	of *streams
+	// welcome greets whoever opened the stream, before its first byte is read.
+	welcome func() error
+}
+
+// Read returns what follows the greeting.
+func (c *stream) Read(p []byte) (int, error) {
+	if c.welcome != nil {
+		if err := c.welcome(); err != nil {
+			return 0, err
+		}
+		c.welcome = nil
+	}
+	return c.Conn.Read(p)
 }
 
 // Addr is the address that the other managers use, not the one that is listened on.
@@ -44,7 +59,8 @@ func (s *streams) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.keep(conn)
+	// raft accepts one stream after the other, so greeting waits for its reader.
+	return s.keep(conn, func() error { return s.lineage.welcome(conn) })
 }
 
 // Dial opens a stream within timeout.
@@ -55,16 +71,23 @@ func (s *streams) Dial(address raft.ServerAddress, timeout time.Duration) (net.C
 	if err != nil {
 		return nil, err
 	}
-	return s.keep(conn)
+	kept, err := s.keep(conn, nil)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.lineage.greet(conn, timeout); err != nil {
+		return nil, errors.Join(fmt.Errorf("raft stream to %s: %w", address, err), kept.Close())
+	}
+	return kept, nil
 }
 
-func (s *streams) keep(conn net.Conn) (net.Conn, error) {
+func (s *streams) keep(conn net.Conn, welcome func() error) (*stream, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.open == nil {
 		return nil, errors.Join(net.ErrClosed, conn.Close())
 	}
-	kept := &stream{Conn: conn, of: s}
+	kept := &stream{Conn: conn, of: s, welcome: welcome}
 	s.open[kept] = struct{}{}
 	return kept, nil
 }

@@ -38,7 +38,7 @@ func (s *Store) View(ctx context.Context) (*State, error) {
 
 // readIndex asks the leader, whoever it is.
 func (s *Store) readIndex() (uint64, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), viewTimeout)
+	ctx, cancel := context.WithTimeout(s.committing, viewTimeout)
 	defer cancel()
 	for {
 		moved := s.leaderMoves()
