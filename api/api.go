@@ -27,10 +27,12 @@ type Config struct {
 
 // API answers Engine API requests.
 type API struct {
-	cfg     Config
-	log     *slog.Logger
-	events  *eventHub
-	metrics *metrics
+	cfg        Config
+	log        *slog.Logger
+	events     *eventHub
+	metrics    *metrics
+	renderings renderings
+	bodies     bodies
 	// containers remembers which task a container id belongs to.
 	containers containerIndex
 }

@@ -300,7 +300,7 @@ func TestDockerCommandLine(t *testing.T) {
 }
 
 // demux splits a log stream as clients do.
-func demux(t *testing.T, content []byte) (stdout, stderr string) {
+func demux(t testing.TB, content []byte) (stdout, stderr string) {
 	t.Helper()
 	var out, err bytes.Buffer
 	if _, e := stdcopy.StdCopy(&out, &err, bytes.NewReader(content)); e != nil {

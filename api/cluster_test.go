@@ -280,7 +280,7 @@ func (n *wires) set(address string, server *httptest.Server) {
 
 // cluster is a real store of one manager, served by the API, with fake machines around it.
 type cluster struct {
-	t       *testing.T
+	t       testing.TB
 	store   *raftstore.Store
 	api     *API
 	one     *fakeNode
@@ -332,7 +332,7 @@ func openStore(t *testing.T) *raftstore.Store {
 	return store
 }
 
-func listen(t *testing.T) net.Listener {
+func listen(t testing.TB) net.Listener {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -342,10 +342,16 @@ func listen(t *testing.T) net.Listener {
 }
 
 // openManager runs one manager's store until stop is called.
-func openManager(t *testing.T, id string, listener net.Listener, bootstrap bool) (store *raftstore.Store, stop func()) {
+func openManager(t testing.TB, id string, listener net.Listener, bootstrap bool) (store *raftstore.Store, stop func()) {
+	t.Helper()
+	return openManagerOn(t, id, listener, bootstrap, nil)
+}
+
+// openManagerOn keeps the store on a disk in memory, if there is one.
+func openManagerOn(t testing.TB, id string, listener net.Listener, bootstrap bool, disk *raftstore.MemoryDisk) (store *raftstore.Store, stop func()) {
 	t.Helper()
 	store, err := raftstore.Open(raftstore.Config{
-		NodeID: id, Address: listener.Addr().String(), Dir: t.TempDir(), Sealer: openSealer{}, Listener: listener, Bootstrap: bootstrap,
+		NodeID: id, Address: listener.Addr().String(), Dir: t.TempDir(), Disk: disk, Sealer: openSealer{}, Listener: listener, Bootstrap: bootstrap,
 		Dial: func(ctx context.Context, address string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "tcp", address)
 		},

@@ -256,13 +256,9 @@ func (r *request) unixTime(name string) (time.Time, error) {
 // writeJSON answers with v.
 func writeJSON(w http.ResponseWriter, status int, v any) error {
 	var body bytes.Buffer
-	encoder := json.NewEncoder(&body)
-	encoder.SetEscapeHTML(false)
-	if err := encoder.Encode(v); err != nil {
-		return fmt.Errorf("encode answer: %w", err)
+	if err := encodeJSON(&body, v); err != nil {
+		return err
 	}
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	_, _ = w.Write(body.Bytes()) // the client is gone; nobody to tell
+	writeBody(w, status, &body)
 	return nil
 }

@@ -148,22 +148,23 @@ func (c *compiledRoute) match(segments []string) (map[string]string, bool) {
 	if width < 1 {
 		return nil, false
 	}
-	vars := map[string]string{}
+	var vars map[string]string
 	for i, at := 0, 0; i < len(c.segments); i++ {
 		take := 1
 		if i == c.greedy {
 			take = width
 		}
-		got := strings.Join(segments[at:at+take], "/")
-		at += take
 		name, isVar := strings.CutPrefix(c.segments[i], "{")
-		if !isVar {
-			if got != name {
-				return nil, false
+		switch {
+		case !isVar && segments[at] != name:
+			return nil, false
+		case isVar:
+			if vars == nil {
+				vars = map[string]string{}
 			}
-			continue
+			vars[strings.TrimRight(name, ".}")] = strings.Join(segments[at:at+take], "/")
 		}
-		vars[strings.TrimRight(name, ".}")] = got
+		at += take
 	}
 	return vars, true
 }

@@ -85,7 +85,7 @@ func TestATasksContainerWithoutALogIsSilent(t *testing.T) {
 
 // followed reads a followed log line by line.
 type followed struct {
-	t     *testing.T
+	t     testing.TB
 	lines chan string
 	close func()
 }
@@ -336,7 +336,7 @@ func (c *cluster) addManager() (stop func()) {
 }
 
 // waitUntil looks again and again, for what no channel tells.
-func waitUntil(t *testing.T, what string, done func() bool) {
+func waitUntil(t testing.TB, what string, done func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); !done(); {
 		if time.Now().After(deadline) {

@@ -42,26 +42,35 @@ func (a *API) serviceList(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
-	list := []swarm.Service{}
+	status := r.flag("status")
+	body := a.bodies.take()
+	defer a.bodies.give(body)
+	body.WriteByte('[')
 	for row := range state.Services.All() {
-		if row.Removing {
+		if row.Removing || !matchService(f, state, row) {
 			continue
 		}
-		service := renderService(state, row)
-		if !matchService(f, service) {
-			continue
+		if body.Len() > 1 {
+			body.WriteByte(',')
 		}
-		if r.flag("status") {
-			service.ServiceStatus = serviceStatus(state, row, service.Spec.Mode)
+		if err := a.appendService(body, state, row, status); err != nil {
+			return err
 		}
-		list = append(list, service)
 	}
-	return writeJSON(w, http.StatusOK, list)
+	body.WriteString("]\n")
+	writeBody(w, http.StatusOK, body)
+	return nil
 }
 
-func matchService(f filters, s swarm.Service) bool {
-	return f.prefix("id", s.ID) && f.prefix("name", s.Spec.Name) && f.labels("label", s.Spec.Labels) &&
-		f.exact("mode", modeName(s.Spec.Mode)) && f.exact("runtime", string(swarm.RuntimeContainer))
+func matchService(f filters, state *raftstore.State, row *raftstore.Service) bool {
+	if !f.prefix("id", row.ID) || !f.prefix("name", row.Name) || !f.exact("runtime", string(swarm.RuntimeContainer)) {
+		return false
+	}
+	if len(f["label"]) == 0 && len(f["mode"]) == 0 {
+		return true
+	}
+	s := state.Spec(row.ID, row.SpecVersion)
+	return s != nil && f.labels("label", s.Labels) && f.exact("mode", modeName(s.Mode))
 }
 
 func modeName(m swarm.ServiceMode) string {
@@ -85,11 +94,19 @@ func (a *API) serviceInspect(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
-	service := renderService(state, row)
 	if r.flag("insertDefaults") {
+		service := renderService(state, row)
 		service.Spec = spec.WithDefaults(service.Spec)
+		return writeJSON(w, http.StatusOK, service)
 	}
-	return writeJSON(w, http.StatusOK, service)
+	body := a.bodies.take()
+	defer a.bodies.give(body)
+	if err := a.appendService(body, state, row, false); err != nil {
+		return err
+	}
+	body.WriteByte('\n')
+	writeBody(w, http.StatusOK, body)
+	return nil
 }
 
 // decodeServiceSpec reads, completes and checks the spec of a create or update.

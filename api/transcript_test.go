@@ -85,7 +85,7 @@ func play(t *testing.T, archive *txtar.Archive) *txtar.Archive {
 var headerLine = regexp.MustCompile(`^[A-Z][A-Za-z-]+: `)
 
 // ask sends one request and renders the answer.
-func ask(t *testing.T, socket, method, path, content string) string {
+func ask(t testing.TB, socket, method, path, content string) string {
 	t.Helper()
 	header := http.Header{}
 	for headerLine.MatchString(content) {

@@ -30,11 +30,12 @@ const (
 func main() {
 	bin := flag.String("bin", "bin", "folder of swarm, containerd, hello.tar and bare.test")
 	rounds := flag.Int("rounds", 7, "repetitions of what is quick; at least 5")
-	only := flag.String("only", "", "what to measure, separated by commas: leader, create, sixty, power, size, or a package or benchmark of the first lines")
+	only := flag.String("only", "", "what to measure, separated by commas: api, leader, create, sixty, power, size, or a package or benchmark of the first lines")
+	profiles := flag.String("profiles", "", "existing folder for CPU profiles of the leader in the part api; its agents then run with --debug")
 	flag.Parse()
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer cancel()
-	if err := run(ctx, *bin, *rounds, *only); err != nil {
+	if err := run(ctx, &bench{table: new(table), bin: *bin, rounds: max(5, *rounds), profiles: *profiles}, *only); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
@@ -44,8 +45,8 @@ func main() {
 type bench struct {
 	*scenarios.World
 	*table
-	bin    string
-	rounds int
+	bin, profiles string
+	rounds        int
 }
 
 // labPart measures figures on real agents.
@@ -58,6 +59,7 @@ type labPart struct {
 
 func labParts() []labPart {
 	return []labPart{
+		{"api", 3, 0, (*bench).api, nil},
 		{"leader", 3, 0, (*bench).leader, nil},
 		{"create", 1, 2, (*bench).create, memoryRunDirs},
 		{"sixty", 1, 2, (*bench).sixty, memoryRunDirs},
@@ -67,37 +69,38 @@ func labParts() []labPart {
 }
 
 // run measures what is wanted and prints one table in the end, also when some part broke: that is a line too.
-func run(ctx context.Context, bin string, rounds int, only string) error {
-	bin, err := filepath.Abs(bin)
-	if err != nil {
+func run(ctx context.Context, b *bench, only string) (err error) {
+	if b.bin, err = filepath.Abs(b.bin); err != nil {
 		return err
 	}
 	wanted := func(names ...string) bool {
 		return only == "" || slices.ContainsFunc(strings.Split(only, ","), func(o string) bool { return slices.Contains(names, o) })
 	}
-	var t table
 	var faults []error
 	rows := slices.DeleteFunc(goRows(), func(r goRow) bool { return !wanted(r.pkg, filepath.Base(r.pkg), r.benchmark) })
-	faults = append(faults, goFigures(ctx, bin, rows, &t))
+	faults = append(faults, goFigures(ctx, b.bin, rows, b.table))
 	for _, part := range labParts() {
 		if !wanted(part.name) || ctx.Err() != nil {
 			continue
 		}
 		fmt.Fprintf(os.Stderr, "(lab: %s)\n", part.name)
-		b := &bench{table: &t, bin: bin, rounds: max(5, rounds)}
 		if err := b.inLab(ctx, part); err != nil {
-			t.put(figure{name: part.name, verdict: failed})
+			b.put(figure{name: part.name, verdict: failed})
 			faults = append(faults, fmt.Errorf("%s: %w", part.name, err))
 		}
 	}
-	faults = append(faults, t.print(os.Stdout))
+	faults = append(faults, b.print(os.Stdout))
 	return errors.Join(faults...)
 }
 
 // inLab gives each part a cluster of its own, so that none inherits another's load.
 func (b *bench) inLab(ctx context.Context, part labPart) error {
 	nodes := part.managers + part.workers
-	l, err := lab.Open(lab.Config{Name: labName, Program: filepath.Join(b.bin, "swarm")})
+	cfg := lab.Config{Name: labName, Program: filepath.Join(b.bin, "swarm")}
+	if b.profiles != "" {
+		cfg.Flags = []string{"--debug"}
+	}
+	l, err := lab.Open(cfg)
 	if err != nil {
 		return err
 	}
