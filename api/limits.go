@@ -23,8 +23,8 @@ const (
 
 	// leaderWait is how long a read goes without a leader before it is answered from this replica; a write fails at once after that much time without one.
 	leaderWait = time.Second
-	// readWait is how long a read waits for a leader that is known but does not answer before it is answered from this replica.
-	readWait = 5 * time.Second
+	// readWait bounds a read; the store answers from this replica sooner when the leader does not answer.
+	readWait = 10 * time.Second
 	// infoWait is how long /info waits for this node's runtime.
 	infoWait = 3 * time.Second
 	// writeWait bounds a write from first proposal to commit.

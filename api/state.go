@@ -41,14 +41,14 @@ func (a *API) view(w http.ResponseWriter, r *request) (*raftstore.State, error) 
 	if err != nil {
 		return nil, err
 	}
-	state, err := viewFresh(r.Context(), store)
-	switch {
-	case err == nil:
-	case r.Context().Err() == nil && noLeaderAnswered(err):
-		state = store.Local()
-		markStale(w.Header(), leaderless(store))
-	default:
+	ctx, cancel := context.WithTimeout(r.Context(), readWait)
+	defer cancel()
+	state, stale, err := store.ViewOrStale(ctx)
+	if err != nil {
 		return nil, err
+	}
+	if stale > 0 {
+		markStale(w.Header(), stale, leaderless(store) > 0)
 	}
 	if state.Cluster() == nil {
 		return nil, unavailable(textManagerNotUp)
@@ -57,41 +57,14 @@ func (a *API) view(w http.ResponseWriter, r *request) (*raftstore.State, error) 
 }
 
 // markStale says that an answer comes from a replica that may be behind, and for how long it has been.
-func markStale(h http.Header, leaderless time.Duration) {
+func markStale(h http.Header, stale time.Duration, noLeader bool) {
 	reason := "the leader does not answer"
-	seconds := int(readWait / time.Second)
-	if leaderless > 0 {
+	if noLeader {
 		reason = "no leader is known"
-		seconds = max(1, int(leaderless/time.Second))
 	}
+	seconds := max(1, int(stale/time.Second))
 	h.Set("Swarm-Stale", strconv.Itoa(seconds))
-	h.Set("Warning", fmt.Sprintf(`110 - "%s: this is the state that this manager last saw, %d seconds ago or more"`, reason, seconds))
-}
-
-var errStale = errdefs.ErrUnavailable.WithMessage("no leader confirms that this state is the newest")
-
-// viewFresh returns the newest state. It waits for a leader until there has been none for leaderWait, and for a leader that
-// is known to answer until readWait.
-func viewFresh(ctx context.Context, store *raftstore.Store) (*raftstore.State, error) {
-	for giveUp := time.Now().Add(readWait); leaderless(store) < leaderWait && time.Now().Before(giveUp); {
-		attempt, cancel := context.WithTimeout(ctx, leaderWait)
-		state, err := store.View(attempt)
-		cancel()
-		if err == nil || ctx.Err() != nil || !noLeaderAnswered(err) {
-			return state, err
-		}
-		// A leader that was only just elected, or lost, is asked again soon.
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-time.After(leaderWait / 20):
-		}
-	}
-	return nil, errStale
-}
-
-func noLeaderAnswered(err error) bool {
-	return errdefs.IsUnavailable(err) || errors.Is(err, context.DeadlineExceeded) || errdefs.IsDeadlineExceeded(err)
+	h.Set("Warning", fmt.Sprintf(`110 - "%s: this is the state that this manager last saw, at least %d s ago"`, reason, seconds))
 }
 
 // leaderless is how long no leader has been known; 0 while one is.

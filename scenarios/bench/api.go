@@ -32,7 +32,7 @@ const (
 // api: the HTTP API of a leader with two followers, over connections that are kept, as a program would use it. Services have no
 // tasks, so that it is the way of a request to its commit that is measured.
 func (b *bench) api(ctx context.Context) error {
-	leader, err := b.Leader(ctx)
+	leader, err := b.Find(ctx, "leader")
 	if err != nil {
 		return err
 	}
