@@ -35,7 +35,9 @@ type pipeline struct {
 	closed, ended chan struct{}
 	once          sync.Once
 
-	mu sync.Mutex // puts requests in order and guards:
+	// turn holds a token for who sends now, which puts requests in order, and guards the fields below. Sending waits for the
+	// network, and nothing waits for a mutex across that.
+	turn chan struct{}
 	// last is raft's last request without its entries.
 	last raft.AppendEntriesRequest
 	// sent is the last index that the follower has once it has read all requests, told what it then takes for committed.
@@ -48,7 +50,7 @@ func (h *heard) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAddres
 	if err != nil {
 		return nil, err
 	}
-	p := &pipeline{AppendPipeline: plain, of: h, news: make(chan struct{}, 1), closed: make(chan struct{}), ended: make(chan struct{})}
+	p := &pipeline{AppendPipeline: plain, of: h, news: make(chan struct{}, 1), turn: make(chan struct{}, 1), closed: make(chan struct{}), ended: make(chan struct{})}
 	h.mu.Lock()
 	h.pipelines[p] = struct{}{}
 	h.mu.Unlock()
@@ -58,8 +60,8 @@ func (h *heard) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAddres
 
 // AppendEntries sends raft's own requests.
 func (p *pipeline) AppendEntries(args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.turn <- struct{}{}
+	defer func() { <-p.turn }()
 	future, err := p.AppendPipeline.AppendEntries(args, resp)
 	if err != nil {
 		return future, err
@@ -89,8 +91,8 @@ func (p *pipeline) run() {
 // notice sends what raft would send a little later: a request without entries whose commit index is up to date. It names an
 // entry that is committed and that the follower has by then, so a follower can always agree.
 func (p *pipeline) notice(committed position) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.turn <- struct{}{}
+	defer func() { <-p.turn }()
 	if committed.index <= p.told || committed.index > p.sent {
 		return
 	}

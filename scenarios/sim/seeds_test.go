@@ -36,7 +36,7 @@ func setting(t *testing.T, name string, otherwise float64) float64 {
 const historyMax = 20 * time.Second
 
 // seedMax is the real time that one story may take: one that takes longer has stopped virtual time.
-const seedMax = 5 * time.Minute
+const seedMax = time.Minute
 
 // playStory in a bubble of its own, with its history judged; the report is empty if nothing was wrong.
 func playStory(t *testing.T, story *Story) (o *Outcome, report string) {
@@ -45,7 +45,7 @@ func playStory(t *testing.T, story *Story) (o *Outcome, report string) {
 		t.Fatal(err)
 	}
 	defer os.RemoveAll(dir)
-	stuck := time.AfterFunc(seedMax, func() {
+	stuck := time.AfterFunc(seedLimit(t), func() {
 		stacks := make([]byte, 16<<20)
 		stacks = stacks[:runtime.Stack(stacks, true)]
 		fmt.Fprintf(os.Stderr, "virtual time stands still in this story:\n%s\n%s\n", story, stacks)
@@ -124,4 +124,9 @@ func TestStory(t *testing.T) {
 	if report != "" {
 		t.Error(report)
 	}
+}
+
+// seedLimit may be set, as with the race detector everything takes longer.
+func seedLimit(t *testing.T) time.Duration {
+	return time.Duration(setting(t, "SIM_SEED_SECONDS", seedMax.Seconds()) * float64(time.Second))
 }
