@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"sync"
 
+	"swarm/raftstore"
 	"swarm/rpc"
 
 	"github.com/containerd/errdefs"
@@ -21,6 +22,9 @@ const (
 	seedsMax = 16
 )
 
+// presenceHeard is that of a node that some manager hears.
+const presenceHeard = string(raftstore.PresenceHeard)
+
 // roster is who belongs to the cluster, as the managers tell every agent.
 type roster struct {
 	mu      sync.Mutex // guards the fields below
@@ -31,6 +35,19 @@ type roster struct {
 
 func newRoster() *roster {
 	return &roster{members: map[string]*rpc.Member{}, removed: map[string]struct{}{}}
+}
+
+// news are the members whose presence an update changes; of a node that was not known, only what is not ordinary is news.
+func (r *roster) news(update *rpc.Roster) []*rpc.Member {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(update.Members), func(m *rpc.Member) bool {
+		known := r.members[m.NodeId]
+		if known == nil {
+			return m.Presence == "" || m.Presence == presenceHeard
+		}
+		return known.Presence == m.Presence
+	})
 }
 
 // apply takes a full roster or a change of it and returns the ids of nodes whose standing became less, so

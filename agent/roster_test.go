@@ -49,6 +49,28 @@ new as manager: node new is not a manager of the swarm any more
 	}
 }
 
+func TestOnlyChangesOfPresenceAreNews(t *testing.T) {
+	r := newRoster()
+	var got []string
+	take := func(full bool, presences ...string) {
+		update := &rpc.Roster{Full: full}
+		for i, p := range presences {
+			update.Members = append(update.Members, &rpc.Member{NodeId: fmt.Sprint("n", i+1), Presence: p})
+		}
+		for _, m := range r.news(update) {
+			got = append(got, m.NodeId+" "+m.Presence)
+		}
+		r.apply(update)
+	}
+	take(true, "heard", "", "down")
+	take(false, "heard", "heard", "down")
+	take(true, "suspect", "heard", "down")
+	take(false, "heard")
+	if want := "[n3 down n2 heard n1 suspect n1 heard]"; fmt.Sprint(got) != want {
+		t.Errorf("got %v, want %s", got, want)
+	}
+}
+
 func TestRemovedNodesAreForgottenOldestFirst(t *testing.T) {
 	r := newRoster()
 	for i := range removedMax + 1 {

@@ -338,6 +338,9 @@ func (s *session) take(message *rpc.ManagerMessage) {
 			s.unacknowledged = nil
 		}
 	case message.GetRoster() != nil:
+		for _, of := range s.m.roster.news(message.GetRoster()) {
+			s.m.log.Info("node presence", "node", of.NodeId, "presence", of.Presence)
+		}
 		for _, id := range s.m.roster.apply(message.GetRoster()) {
 			s.m.server.Load().Cut(id)
 		}

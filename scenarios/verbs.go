@@ -40,11 +40,11 @@ func allVerbs() map[string]verb {
 		"set":    set,    // NAME COMMAND: keep the output for later as $NAME
 
 		// What fate does. NODE may be "leader" or "follower".
-		"kill":        onNodes((*lab.Node).Kill),     // NODE…: SIGKILL to the agent alone
-		"stop":        onNodes((*lab.Node).Stop),     // NODE…: SIGTERM to the agent alone
+		"kill":        strike((*lab.Node).Kill),      // NODE…: SIGKILL to the agent alone
+		"stop":        strike((*lab.Node).Stop),      // NODE…: SIGTERM to the agent alone
 		"start":       startNodes,                    // [NODE…]: cable in, agent started; without names every one that does not run
-		"power-off":   onNodes((*lab.Node).PowerOff), // NODE…: cable out, everything killed, run-time files gone
-		"unplug":      onNodes((*lab.Node).Unplug),   // NODE…: cable out
+		"power-off":   strike((*lab.Node).PowerOff),  // NODE…: cable out, everything killed, run-time files gone
+		"unplug":      strike((*lab.Node).Unplug),    // NODE…: cable out
 		"plug":        onNodes((*lab.Node).Plug),     // NODE…: cable in
 		"freeze":      onNodesCtx(freeze),            // NODE…: SIGSTOP to the agent alone
 		"hang":        onNodesCtx(hang),              // NODE…: every process of the machine stands still, as in a paused virtual one
@@ -77,6 +77,9 @@ func allVerbs() map[string]verb {
 		"spread":    spread,    // SERVICE A/B/C: … on each node, in the lab's order
 		"balanced":  balanced,  // SERVICE N: that many tasks run, and no node has two more than another
 		"remember":  remember,  // SERVICE: its running tasks, containers and pids
+		"told":      told,      // NODE PRESENCE LIMIT: every other agent was told that, at most so long after the last thing that fate did to it
+		"untold":    untold,    // NODE PRESENCE: no agent was told that since then
+		"sessions":  sessions,  // LEAST: each awake manager hears that many nodes at least
 		"unchanged": unchanged, // SERVICE: they are what was remembered, and those processes live
 		"alive":     alive,     // SERVICE: the processes that were remembered live, whether any agent says so or not
 		"whole-log": wholeLog,  // SERVICE N: each running task's log is line 1, line 2, … without a hole, at least N
@@ -169,6 +172,14 @@ func onNodes(do func(*lab.Node) error) verb {
 	return onNodesCtx(func(_ *teller, _ context.Context, n *lab.Node) error { return do(n) })
 }
 
+// strike is onNodes for what ends a node's signs of life.
+func strike(do func(*lab.Node) error) verb {
+	return onNodesCtx(func(t *teller, _ context.Context, n *lab.Node) error {
+		t.setStruck(n)
+		return do(n)
+	})
+}
+
 func onNodesCtx(do func(*teller, context.Context, *lab.Node) error) verb {
 	return func(t *teller, ctx context.Context, args []string) (string, error) {
 		if len(args) == 0 {
@@ -199,6 +210,7 @@ func startNodes(t *teller, ctx context.Context, args []string) (string, error) {
 
 func freeze(t *teller, _ context.Context, n *lab.Node) error {
 	t.setFrozen(n, true)
+	t.setStruck(n)
 	return n.Signal(syscall.SIGSTOP)
 }
 
@@ -209,6 +221,7 @@ func thaw(t *teller, _ context.Context, n *lab.Node) error {
 
 func hang(t *teller, _ context.Context, n *lab.Node) error {
 	t.setFrozen(n, true)
+	t.setStruck(n)
 	return n.Hang(true)
 }
 

@@ -41,11 +41,13 @@ type World struct {
 	mu      sync.Mutex
 	clients map[string]*client.Client
 	frozen  map[string]bool
+	struck  map[string]time.Time // when fate did something to a node last
+	ids     map[string]string    // of nodes, by name
 }
 
 // NewWorld looks at a lab. Programs of the project are expected in one folder.
 func NewWorld(l *lab.Lab, docker string) *World {
-	return &World{Lab: l, Docker: docker, clients: map[string]*client.Client{}, frozen: map[string]bool{}}
+	return &World{Lab: l, Docker: docker, clients: map[string]*client.Client{}, frozen: map[string]bool{}, struck: map[string]time.Time{}, ids: map[string]string{}}
 }
 
 // Client speaks to one node's API.
@@ -89,6 +91,18 @@ func (w *World) setFrozen(n *lab.Node, frozen bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.frozen[n.Name] = frozen
+}
+
+func (w *World) setStruck(n *lab.Node) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.struck[n.Name] = time.Now()
+}
+
+func (w *World) struckAt(n *lab.Node) time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.struck[n.Name]
 }
 
 // Info is what a node says about itself.
