@@ -283,6 +283,8 @@ func (m *membership) runManagerRole(ctx context.Context, server *rpc.Server) err
 				if err := m.node.dropRaftState(); err != nil {
 					return err
 				}
+				// Whoever waits for this node to take part must not wait for a replica any more.
+				m.replicated.open()
 				m.log.Info("manager role ended")
 			}
 		}

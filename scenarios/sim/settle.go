@@ -32,7 +32,7 @@ func settle(p *player, _ context.Context, _ []string) error {
 	}
 	// Each look has a limit of its own: one that waits for a leader must not use up the time of all.
 	var last error
-	for began := time.Now(); time.Since(began) < settleMax; time.Sleep(againAfter) {
+	for began := time.Now(); time.Since(began) < settleMax; time.Sleep(max(againAfter, time.Since(began)/20)) {
 		ctx, cancel := context.WithTimeout(context.Background(), askMax)
 		last = p.inOrder(ctx)
 		cancel()
@@ -173,10 +173,13 @@ func lasting(s swarm.Service) bool {
 
 // tasksFit: each slot of each service has one running task, and no other task runs.
 func (p *player) tasksFit(services []swarm.Service, tasks []swarm.Task, nodes map[string]swarm.Node, members map[string]*Machine) error {
-	eligible := 0
+	eligible, paused := 0, 0
 	for id := range members {
-		if nodes[id].Spec.Availability == swarm.NodeAvailabilityActive {
+		switch nodes[id].Spec.Availability {
+		case swarm.NodeAvailabilityActive:
 			eligible++
+		case swarm.NodeAvailabilityPause:
+			paused++ // it takes no new tasks and keeps those that it has
 		}
 	}
 	slots, count := map[string]string{}, map[string]int{}
@@ -195,15 +198,15 @@ func (p *player) tasksFit(services []swarm.Service, tasks []swarm.Task, nodes ma
 		count[t.ServiceID]++
 	}
 	for _, s := range services {
-		want := eligible
+		least, most := eligible, eligible+paused
 		if s.Spec.Mode.Replicated != nil {
-			want = int(*s.Spec.Mode.Replicated.Replicas)
-			if eligible == 0 {
-				want = 0
+			most = int(*s.Spec.Mode.Replicated.Replicas)
+			if least = most; eligible == 0 {
+				least = 0
 			}
 		}
-		if got := count[s.ID]; lasting(s) && got != want {
-			return fmt.Errorf("service %s has %d running tasks, want %d", s.Spec.Name, got, want)
+		if got := count[s.ID]; lasting(s) && (got < least || got > most) {
+			return fmt.Errorf("service %s has %d running tasks, want %d to %d", s.Spec.Name, got, least, most)
 		}
 		if s.Spec.TaskTemplate.ForceUpdate > 0 && s.UpdateStatus != nil && s.UpdateStatus.State == swarm.UpdateStateUpdating {
 			return fmt.Errorf("service %s is still being updated", s.Spec.Name)
