@@ -26,6 +26,7 @@ func stopped(t *testing.T) *cluster {
 	c := newCluster(t)
 	c.adjust = func(cfg *Config) { cfg.TrailingEntries = 3 }
 	m := c.start("n1", true)
+	c.leader(m) // the barrier of its term comes before the first commit
 	for i := range 10 {
 		if i == 6 {
 			if err := m.raft.Snapshot().Error(); err != nil {
