@@ -22,6 +22,9 @@ import (
 func (n *node) Init(ctx context.Context, r swarm.InitRequest) (string, error) {
 	n.change.Lock()
 	defer n.change.Unlock()
+	if r.ForceNewCluster {
+		return n.forceNewCluster(ctx, r)
+	}
 	if err := n.checkInit(&r); err != nil {
 		return "", err
 	}
@@ -46,8 +49,6 @@ func (n *node) Init(ctx context.Context, r swarm.InitRequest) (string, error) {
 
 func (n *node) checkInit(r *swarm.InitRequest) error {
 	switch {
-	case r.ForceNewCluster:
-		return errdefs.ErrNotImplemented.WithMessage("--force-new-cluster is not available yet")
 	case r.AutoLockManagers || r.Spec.EncryptionConfig.AutoLockManagers:
 		return errdefs.ErrNotImplemented.WithMessage("autolock is not available yet: create the swarm without it")
 	case r.DataPathAddr != "":

@@ -2,13 +2,13 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"time"
 
 	"swarm/raftstore"
 	"swarm/rpc"
-	"swarm/secrets"
 	"swarm/secrets/pki"
 	"swarm/service"
 	"swarm/service/dispatcher"
@@ -35,22 +35,16 @@ func (mg *manager) usable() bool { return mg.store.Local().Cluster() != nil && m
 // manage takes part in the replicated state until ctx ends or the certificate's role is another.
 func (m *membership) manage(ctx context.Context, server *rpc.Server) error {
 	rec := m.currentRecord()
-	sealer, err := secrets.OpenSealer(m.node.raftDir())
+	config, err := m.storeConfig()
 	if err != nil {
 		return err
 	}
 	peers := newRaftPeers(m.dialer)
 	defer peers.Close()
-	config := m.node.edges.Store
-	config.NodeID = rec.NodeID
-	config.Address = rec.AdvertiseAddr
-	config.Dir = m.node.raftDir()
-	config.Sealer = sealer
 	config.Peers = peers
 	config.Listener = server.Raft()
 	config.Dial = m.dialer.Raft
 	config.Bootstrap = m.founding != nil
-	config.Log = m.node.rootLog
 	store, err := raftstore.Open(config)
 	if err != nil {
 		return err
@@ -59,7 +53,7 @@ func (m *membership) manage(ctx context.Context, server *rpc.Server) error {
 		defer replica(store)()
 	}
 	if c := store.Local().Cluster(); c != nil && c.ID != rec.ClusterID {
-		return fmt.Errorf("the raft state in %s belongs to cluster %s, this node to %s: restore the data directory from one backup, or leave and join again", m.node.raftDir(), c.ID, rec.ClusterID)
+		return errors.Join(closeStore(store), fmt.Errorf("the raft state in %s belongs to cluster %s, this node to %s: restore the data directory from one backup, or leave and join again", m.node.raftDir(), c.ID, rec.ClusterID))
 	}
 	if err := m.renewExpired(store); err != nil {
 		m.log.Warn("expired certificate not renewed from this replica", "err", err)
@@ -101,6 +95,13 @@ func (m *membership) manage(ctx context.Context, server *rpc.Server) error {
 	return err
 }
 
+// closeStore ends a replica that was never run.
+func closeStore(store *raftstore.Store) error {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return store.Run(ctx)
+}
+
 // renewExpired gives this manager a certificate from its own replica when its last one ended while it was
 // switched off: nobody would accept it any more, not even to renew it, yet it holds the root key itself.
 func (m *membership) renewExpired(store *raftstore.Store) error {
@@ -127,6 +128,9 @@ func (m *membership) renewExpired(store *raftstore.Store) error {
 
 // lead runs the loops that only the leader may run.
 func (mg *manager) lead(ctx context.Context, m *membership) error {
+	if err := m.finishRecovery(ctx, mg.store); err != nil {
+		return err
+	}
 	m.log.Info("leadership won")
 	defer m.log.Info("leadership over")
 	g, ctx := errgroup.WithContext(ctx)
@@ -180,6 +184,9 @@ func (n *node) dropRaftState() error {
 
 // Authorize says why a peer with a valid certificate is refused: managers know from the state, workers from the roster.
 func (m *membership) Authorize(p rpc.Peer) error {
+	if err := m.refuseOldManagers(p); err != nil {
+		return err
+	}
 	mg := m.manager.Load()
 	if mg == nil || !mg.usable() {
 		return m.roster.authorize(p)

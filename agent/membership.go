@@ -62,6 +62,7 @@ type membership struct {
 	leave   context.CancelFunc
 	ended   chan struct{}
 	resigns chan chan struct{} // a farewell that the session shall say
+	pauses  chan *pausedWork   // what shall be done while nothing of the membership runs
 
 	mu        sync.Mutex // guards the fields below
 	record    record
@@ -91,6 +92,7 @@ func newMembership(n *node, r record, identity *pki.Identity, f *founding) *memb
 		leave:       leave,
 		ended:       make(chan struct{}),
 		resigns:     make(chan chan struct{}),
+		pauses:      make(chan *pausedWork),
 		record:      r,
 	}
 	return m

@@ -109,7 +109,11 @@ func (n *node) keepRunning(ctx context.Context, m *membership) {
 	stop := context.AfterFunc(m.leaving, cancel)
 	defer stop()
 	for ctx.Err() == nil {
-		err := m.run(ctx)
+		work, err := m.runUntilPaused(ctx)
+		if work != nil {
+			work.done <- work.do()
+			continue
+		}
 		if err == nil || ctx.Err() != nil {
 			continue
 		}

@@ -104,6 +104,13 @@ func outdatedRole(p rpc.Peer) error {
 	return errdefs.ErrFailedPrecondition.WithMessage(fmt.Sprintf("node %s is not a manager of the swarm any more", p.NodeID))
 }
 
+// forget empties the roster: what it says is of a cluster that is no more.
+func (r *roster) forget() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	clear(r.members)
+}
+
 // size is how many nodes the cluster has, as far as is known.
 func (r *roster) size() int {
 	r.mu.Lock()

@@ -94,6 +94,11 @@ func (n *fakeNode) Leave(_ context.Context, force bool) error {
 	return nil
 }
 
+func (n *fakeNode) PreviewRecovery(context.Context) (Recovery, error) {
+	return Recovery{NodeID: nodeOne, Address: "10.0.0.1:2377", Services: 3, Tasks: 8, LastChange: started(), LeaderlessSince: started(),
+		Unconfirmed: 1, Removed: []swarm.Peer{{NodeID: nodeTwo, Addr: "10.0.0.2:2377"}}}, nil
+}
+
 func (n *fakeNode) Description() swarm.NodeDescription { return describe("one") }
 
 func describe(host string) swarm.NodeDescription {

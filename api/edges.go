@@ -21,6 +21,8 @@ type Node interface {
 	Init(ctx context.Context, r swarm.InitRequest) (nodeID string, err error)
 	Join(ctx context.Context, r swarm.JoinRequest) error
 	Leave(ctx context.Context, force bool) error
+	// PreviewRecovery says what Init with ForceNewCluster would do. It needs a manager whose cluster has no leader.
+	PreviewRecovery(ctx context.Context) (Recovery, error)
 	// Description is what this node reports of itself: platform, resources, engine labels.
 	Description() swarm.NodeDescription
 }
@@ -45,6 +47,23 @@ type GossipMember struct {
 	NodeID  string
 	Address string
 	State   string // alive, suspect, dead or left
+}
+
+// Recovery is the answer of GET /swarm/recovery: what becoming a cluster of one would mean for a manager without a quorum.
+type Recovery struct {
+	// NodeID and Address are of the manager that would be the only one.
+	NodeID  string
+	Address string
+	// Services and Tasks are how many are kept.
+	Services, Tasks int
+	// LastChange is when the newest change that is kept was made. What other managers committed after LeaderlessSince, if they
+	// still had a majority, is lost.
+	LastChange      time.Time
+	LeaderlessSince time.Time
+	// Unconfirmed is how many changes are kept that are not known to have been committed.
+	Unconfirmed int
+	// Removed are the managers that become workers.
+	Removed []swarm.Peer
 }
 
 // Containers is this node's containers. Implemented by agent on worker, containerd and keeper.

@@ -32,6 +32,7 @@ func (a *API) routes() []route {
 
 		{"GET", "/swarm", a.swarmInspect, false},
 		{"POST", "/swarm/init", a.swarmInit, false},
+		{"GET", "/swarm/recovery", a.swarmRecovery, false},
 		{"POST", "/swarm/join", a.swarmJoin, false},
 		{"POST", "/swarm/leave", a.swarmLeave, false},
 		{"POST", "/swarm/update", a.swarmUpdate, false},

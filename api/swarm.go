@@ -73,7 +73,8 @@ func (a *API) swarmInit(w http.ResponseWriter, r *request) error {
 	if body.AutoLockManagers {
 		return autolockNotYet()
 	}
-	if err := checkClusterSpec(&body.Spec); err != nil {
+	// A forced new cluster keeps its settings.
+	if err := checkClusterSpec(&body.Spec); err != nil && !body.ForceNewCluster {
 		return err
 	}
 	id, err := a.cfg.Node.Init(r.Context(), body)
@@ -82,6 +83,15 @@ func (a *API) swarmInit(w http.ResponseWriter, r *request) error {
 	}
 	a.log.Info("swarm initialized", "node", id)
 	return writeJSON(w, http.StatusOK, id)
+}
+
+// swarmRecovery previews POST /swarm/init with ForceNewCluster. It is an endpoint of ours.
+func (a *API) swarmRecovery(w http.ResponseWriter, r *request) error {
+	preview, err := a.cfg.Node.PreviewRecovery(r.Context())
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, preview)
 }
 
 func autolockNotYet() error {

@@ -12,6 +12,7 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/moby/moby/client"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // defaultNodePort is the node port of an agent with default flags.
@@ -46,15 +47,22 @@ func newInit(e *engine) *cobra.Command {
 	var common membershipFlags
 	var historyLimit int64
 	var heartbeat, certExpiry time.Duration
+	var force, yes bool
 	cmd := &cobra.Command{
 		Use:               "init [OPTIONS]",
 		Short:             "Make a cluster with this node as its first manager",
-		Example:           "  swarm init\n  swarm init --advertise-addr 192.0.2.10",
+		Example:           "  swarm init\n  swarm init --advertise-addr 192.0.2.10\n  swarm init --force-new-cluster",
 		Args:              dockercli.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := common.check(); err != nil {
 				return err
+			}
+			if force {
+				if err := onlyWithForce(cmd); err != nil {
+					return err
+				}
+				return runForceNewCluster(cmd.Context(), e, common.advertiseAddr, yes)
 			}
 			options := client.SwarmInitOptions{
 				ListenAddr:    common.listenAddr,
@@ -78,7 +86,21 @@ func newInit(e *engine) *cobra.Command {
 	cmd.Flags().Int64Var(&historyLimit, "task-history-limit", 5, "How many ended tasks to keep per slot")
 	cmd.Flags().DurationVar(&heartbeat, "dispatcher-heartbeat", 5*time.Second, "How long a node may be silent before its tasks are replaced")
 	cmd.Flags().DurationVar(&certExpiry, "cert-expiry", 90*24*time.Hour, "How long a node's certificate is valid")
+	cmd.Flags().BoolVar(&force, "force-new-cluster", false, "On a manager of a cluster that lost its quorum for good: make it the only manager")
+	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "With --force-new-cluster: do not ask")
 	return cmd
+}
+
+// onlyWithForce refuses flags that a forced new cluster, which keeps its settings, would ignore.
+func onlyWithForce(cmd *cobra.Command) (err error) {
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		switch f.Name {
+		case "force-new-cluster", "yes", "advertise-addr", "host":
+		default:
+			err = fmt.Errorf("--%s cannot be used with --force-new-cluster, which keeps the cluster's settings: change them afterwards", f.Name)
+		}
+	})
+	return err
 }
 
 func runInit(ctx context.Context, e *engine, options client.SwarmInitOptions) error {
