@@ -128,9 +128,6 @@ func (m *membership) renewExpired(store *raftstore.Store) error {
 
 // lead runs the loops that only the leader may run.
 func (mg *manager) lead(ctx context.Context, m *membership) error {
-	if err := m.finishRecovery(ctx, mg.store); err != nil {
-		return err
-	}
 	m.log.Info("leadership won")
 	defer m.log.Info("leadership over")
 	g, ctx := errgroup.WithContext(ctx)
@@ -184,9 +181,6 @@ func (n *node) dropRaftState() error {
 
 // Authorize says why a peer with a valid certificate is refused: managers know from the state, workers from the roster.
 func (m *membership) Authorize(p rpc.Peer) error {
-	if err := m.refuseOldManagers(p); err != nil {
-		return err
-	}
 	mg := m.manager.Load()
 	if mg == nil || !mg.usable() {
 		return m.roster.authorize(p)

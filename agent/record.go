@@ -23,8 +23,6 @@ type record struct {
 	AdvertiseAddr string // host:port
 	// Asked is what the addresses were decided from; nil in records of earlier versions.
 	Asked *askedAddresses `json:",omitempty"`
-	// Recovering says that this node was made its cluster's only manager, and that the cluster does not say so yet.
-	Recovering bool `json:",omitempty"`
 	// Managers are host:port of managers that were last known.
 	Managers []string
 }

@@ -8,7 +8,6 @@ import (
 
 	"swarm/api"
 	"swarm/raftstore"
-	"swarm/rpc"
 	"swarm/secrets"
 
 	"github.com/containerd/errdefs"
@@ -66,73 +65,57 @@ func (m *membership) whilePaused(ctx context.Context, do func() error) error {
 
 // PreviewRecovery says what init with ForceNewCluster would do, and changes nothing.
 func (n *node) PreviewRecovery(ctx context.Context) (api.Recovery, error) {
-	n.change.Lock()
-	defer n.change.Unlock()
-	m, since, err := n.recoverable(ctx)
+	m, store, err := n.recoverable(ctx)
 	if err != nil {
 		return api.Recovery{}, err
 	}
-	var found raftstore.Recovery
-	err = m.whilePaused(ctx, func() error {
-		config, err := m.storeConfig()
-		if err == nil {
-			found, err = raftstore.PreviewRecovery(config)
-		}
-		return err
-	})
+	found, err := store.PreviewRecovery()
 	if err != nil {
 		return api.Recovery{}, err
 	}
-	return m.recovery(found, since), nil
-}
-
-func (m *membership) recovery(found raftstore.Recovery, since time.Time) api.Recovery {
 	r := api.Recovery{
 		NodeID:          found.NodeID,
 		Address:         m.currentRecord().AdvertiseAddr,
 		Services:        found.Services,
 		Tasks:           found.Tasks,
 		LastChange:      found.LastChange,
-		LeaderlessSince: since,
+		LeaderlessSince: found.LastContact,
 		Unconfirmed:     found.Unconfirmed,
-	}
-	if !found.LastContact.IsZero() && found.LastContact.Before(since) {
-		r.LeaderlessSince = found.LastContact
 	}
 	for _, member := range found.Removed {
 		r.Removed = append(r.Removed, swarm.Peer{NodeID: member.NodeID, Addr: member.Address})
 	}
-	return r
+	return r, nil
 }
 
-// recoverable is the membership of a manager whose cluster has no leader, and since when, or why this node's cannot be recovered.
-func (n *node) recoverable(ctx context.Context) (*membership, time.Time, error) {
+// recoverable is the membership and replica of a manager whose cluster has no leader, or why this node's cannot be recovered.
+func (n *node) recoverable(ctx context.Context) (*membership, *raftstore.Store, error) {
 	m := n.current()
 	switch {
 	case m == nil && n.Status().State == swarm.LocalNodeStateInactive:
-		return nil, time.Time{}, errdefs.ErrUnavailable.WithMessage("This node is not part of a swarm: there is nothing to recover. Make a new one with \"swarm init\"")
+		return nil, nil, errdefs.ErrUnavailable.WithMessage("This node is not part of a swarm: there is nothing to recover. Make a new one with \"swarm init\"")
 	case m == nil:
-		return nil, time.Time{}, errdefs.ErrUnavailable.WithMessage(fmt.Sprintf("This node cannot read what it knows of its swarm: %s", n.Status().Error))
+		return nil, nil, errdefs.ErrUnavailable.WithMessage(fmt.Sprintf("This node cannot read what it knows of its swarm: %s", n.Status().Error))
 	case m.identity.Role() != swarm.NodeRoleManager:
-		return nil, time.Time{}, errdefs.ErrUnavailable.WithMessage("This node is not a swarm manager, so it has no copy of the swarm's state to recover. Run this on a manager")
+		return nil, nil, errdefs.ErrUnavailable.WithMessage("This node is not a swarm manager, so it has no copy of the swarm's state to recover. Run this on a manager")
 	}
 	mg := m.manager.Load()
 	if mg == nil {
-		return nil, time.Time{}, errdefs.ErrUnavailable.WithMessage(fmt.Sprintf("This manager's copy of the swarm's state is not open: %s", n.Status().Error))
+		return nil, nil, errdefs.ErrUnavailable.WithMessage(fmt.Sprintf("This manager's copy of the swarm's state is not open: %s", n.Status().Error))
 	}
 	if mg.store.Local().Cluster() == nil {
-		return nil, time.Time{}, errdefs.ErrUnavailable.WithMessage("This manager has no copy of the swarm's state yet: run this on another manager")
+		return nil, nil, errdefs.ErrUnavailable.WithMessage("This manager has no copy of the swarm's state yet: run this on another manager")
 	}
 	// An election that is under way, as after a restart, is no loss of the quorum.
 	for begun := time.Now(); time.Since(begun) < leaderAwaitMax; pauseFor(ctx, leaderAwaitPoll) {
 		if id, address := mg.store.Leader(); id != "" && ctx.Err() == nil {
-			return nil, time.Time{}, errdefs.ErrConflict.WithMessage(fmt.Sprintf("The swarm has a leader (node %s at %s), so nothing is lost: demote or remove the managers that are gone (\"swarm node demote\") instead of forcing a new cluster", id, address))
+			return nil, nil, errdefs.ErrConflict.WithMessage(fmt.Sprintf("The swarm has a leader (node %s at %s), so nothing is lost: demote or remove the managers that are gone (\"swarm node demote\") instead of forcing a new cluster", id, address))
 		}
 		if ctx.Err() != nil {
-			return nil, time.Time{}, ctx.Err()
+			return nil, nil, ctx.Err()
 		}
 	}
-	return m, mg.store.LeaderlessSince(), nil
+	return m, mg.store, nil
 }
 
 // forceNewCluster makes this manager the only one of its cluster. The others become workers: those that return give up
@@ -152,14 +135,14 @@ func (n *node) forceNewCluster(ctx context.Context, r swarm.InitRequest) (string
 		}
 		rec.Asked = &askedAddresses{Listen: rec.ListenAddr, Advertise: r.AdvertiseAddr, ListenFlag: n.cfg.ListenAddr, AdvertiseFlag: n.cfg.AdvertiseAddr}
 	}
-	rec.Recovering, rec.Managers = true, []string{rec.AdvertiseAddr}
+	rec.Managers = []string{rec.AdvertiseAddr}
 	if err := m.whilePaused(context.WithoutCancel(ctx), func() error { return m.recover(rec) }); err != nil {
 		return "", err
 	}
 	return rec.NodeID, m.untilLeader(ctx)
 }
 
-// recover rewrites the replica. The record goes first: with it, no other manager is let in, whatever the replica says of them.
+// recover rewrites the replica. The record goes first: a new address has to be known to who reads the replica.
 func (m *membership) recover(rec record) error {
 	before := m.currentRecord()
 	if err := m.setRecord(rec); err != nil {
@@ -208,44 +191,10 @@ func (m *membership) untilLeader(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, joinWaitMax)
 	defer cancel()
 	for ctx.Err() == nil {
-		if mg := m.manager.Load(); mg != nil && mg.serving() && !m.currentRecord().Recovering {
+		if mg := m.manager.Load(); mg != nil && mg.serving() {
 			return nil
 		}
 		pauseFor(ctx, leaderAwaitPoll)
 	}
 	return errdefs.ErrUnavailable.WithMessage("This manager is the only one of its cluster now, but it does not lead yet: \"swarm info\" says why")
-}
-
-// finishRecovery is a recovered leader's first act: the other managers are workers now, so that they are let in again as such.
-func (m *membership) finishRecovery(ctx context.Context, store *raftstore.Store) error {
-	rec := m.currentRecord()
-	if !rec.Recovering {
-		return nil
-	}
-	err := store.Update(ctx, func(tx *raftstore.Tx) error {
-		for row := range tx.Nodes.All() {
-			if row.ID == rec.NodeID || row.Role != swarm.NodeRoleManager && row.Spec.Role != swarm.NodeRoleManager {
-				continue
-			}
-			demoted := *row
-			demoted.Role, demoted.Spec.Role = swarm.NodeRoleWorker, swarm.NodeRoleWorker
-			demoted.UpdatedAt = time.Now()
-			tx.PutNode(demoted)
-		}
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("make the former managers workers: %w", err)
-	}
-	rec = m.currentRecord()
-	rec.Recovering = false
-	return m.setRecord(rec)
-}
-
-// refuseOldManagers keeps managers of before the recovery out as long as the state still calls them managers.
-func (m *membership) refuseOldManagers(p rpc.Peer) error {
-	if rec := m.currentRecord(); rec.Recovering && p.Role == rpc.Manager && p.NodeID != rec.NodeID {
-		return outdatedRole(p)
-	}
-	return nil
 }
