@@ -20,10 +20,36 @@ type cluster struct {
 	machines map[string]*machine
 	// ordered is machines in order of ids; nil when it has to be sorted again.
 	ordered []*machine
+	// reservations are those of the versions that were looked up.
+	reservations map[scheduler.Version]reservation
 }
 
 func newCluster() *cluster {
-	return &cluster{nodes: scheduler.NewNodes(), machines: map[string]*machine{}}
+	return &cluster{nodes: scheduler.NewNodes(), machines: map[string]*machine{}, reservations: map[scheduler.Version]reservation{}}
+}
+
+// reservation is what a task of a version reserves.
+type reservation struct{ nanoCPUs, memoryBytes int64 }
+
+// reservationsMax bounds the versions that are remembered.
+const reservationsMax = 100_000
+
+// reserved looks a version up once: specs never change.
+func (c *cluster) reserved(state *raftstore.State, version scheduler.Version) reservation {
+	if r, ok := c.reservations[version]; ok {
+		return r
+	}
+	v := state.Spec(version.ServiceID, version.SpecVersion)
+	if v == nil {
+		return reservation{}
+	}
+	var r reservation
+	r.nanoCPUs, r.memoryBytes = spec.Reserved(v.TaskTemplate)
+	if len(c.reservations) >= reservationsMax {
+		clear(c.reservations)
+	}
+	c.reservations[version] = r
+	return r
 }
 
 // refresh reads one node and its tasks from the state. moved says that tasks may not belong there any more, or new ones may
@@ -40,7 +66,7 @@ func (c *cluster) refresh(state *raftstore.State, nodeID string) (moved, room bo
 	n := scheduler.Node{
 		Facts: factsOf(row), Open: open(row), Silent: unheard(row),
 		NanoCPUs: row.Description.Resources.NanoCPUs, MemoryBytes: row.Description.Resources.MemoryBytes,
-		Load: loadOf(state, nodeID),
+		Load: c.loadOf(state, nodeID),
 	}
 	m := &machine{
 		facts: &n.Facts, open: n.Open,
@@ -93,10 +119,8 @@ func factsOf(n *raftstore.Node) spec.Facts {
 }
 
 // loadOf sums up the tasks of a node.
-func loadOf(state *raftstore.State, nodeID string) scheduler.Load {
+func (c *cluster) loadOf(state *raftstore.State, nodeID string) scheduler.Load {
 	var load scheduler.Load
-	var last *raftstore.Task
-	var nanoCPUs, memoryBytes int64
 	for t := range state.TasksOn(nodeID) {
 		if !assigned(t) {
 			continue
@@ -107,15 +131,8 @@ func loadOf(state *raftstore.State, nodeID string) scheduler.Load {
 			}
 			continue
 		}
-		// Tasks of one version often stand in a row; most lookups are the last one again.
-		if last == nil || last.ServiceID != t.ServiceID || last.SpecVersion != t.SpecVersion {
-			nanoCPUs, memoryBytes = 0, 0
-			if v := state.Spec(t.ServiceID, t.SpecVersion); v != nil {
-				nanoCPUs, memoryBytes = spec.Reserved(v.TaskTemplate)
-			}
-			last = t
-		}
-		load.Add(t.ServiceID, nanoCPUs, memoryBytes, live(t))
+		r := c.reserved(state, scheduler.Version{ServiceID: t.ServiceID, SpecVersion: t.SpecVersion})
+		load.Add(t.ServiceID, r.nanoCPUs, r.memoryBytes, live(t))
 	}
 	return load
 }

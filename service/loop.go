@@ -134,7 +134,7 @@ func (l *loop) noticeNode(id string) {
 			l.todo.slot(service, slotKey{nodeID: id})
 		}
 	}
-	if room {
+	if room || moved { // what moved may change the reason that waiting tasks show
 		for service := range l.waiting {
 			l.todo.service(service)
 		}

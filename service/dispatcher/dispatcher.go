@@ -70,6 +70,7 @@ type Dispatcher struct {
 	writer   *writer
 	prober   *prober
 	counters counters
+	specs    specCache
 	// voters is raft's configuration as route last saw it: whether each manager in it votes.
 	voters atomic.Pointer[map[string]bool]
 
@@ -132,7 +133,7 @@ func (d *Dispatcher) route(ctx context.Context) error {
 			settings = s
 		}
 		d.audit(state, dirty)
-		d.wake(dirty, members, changed)
+		d.wake(state, dirty, members, changed)
 		select {
 		case <-ctx.Done():
 			return nil
@@ -166,7 +167,7 @@ func differing(old, now map[string]bool) (ids []string) {
 }
 
 // wake tells the sessions that a change concerns what to look at again.
-func (d *Dispatcher) wake(dirty raftstore.Dirty, members []string, rosterChanged bool) {
+func (d *Dispatcher) wake(state *raftstore.State, dirty raftstore.Dirty, members []string, rosterChanged bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if dirty.All {
@@ -175,9 +176,17 @@ func (d *Dispatcher) wake(dirty raftstore.Dirty, members []string, rosterChanged
 		}
 		return
 	}
+	nodes := dueOrder
+	for id := range dirty.Tasks {
+		if t, ok := state.Tasks.Get(id); !ok {
+			nodes |= dueTasks // whose it was is known only to the node's session
+		} else if s := d.sessions[t.NodeID]; s != nil {
+			s.poke(dueSomeTasks, id)
+		}
+	}
 	for id := range dirty.Nodes {
 		if s := d.sessions[id]; s != nil {
-			s.poke(dueTasks | dueOrder)
+			s.poke(nodes)
 		}
 	}
 	for _, id := range members {

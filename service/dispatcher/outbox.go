@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"hash/fnv"
 	"io"
+	"iter"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -22,9 +24,12 @@ import (
 // outbox is what an agent was sent, so that only differences follow. The sending goroutine owns it, but for needs.
 type outbox struct {
 	s *session
-	// tasks holds the desired state that was sent, specs how many of these tasks use one.
+	// tasks are those that were sent; specs and refs count how many of them use a spec and how many still need an image.
 	tasks map[string]sentTask
-	specs map[string]bool
+	specs map[string]int
+	refs  map[string]int
+	// fresh are the refs whose holders the agent was not told yet.
+	fresh map[string]bool
 	// holders are the addresses that were sent per digest, or reference without one.
 	holders map[string]string
 	order   *rpc.NodeOrder
@@ -32,18 +37,20 @@ type outbox struct {
 	full    bool
 
 	mu sync.Mutex
-	// needs are the digests and names of images that tasks of the node do not run with yet.
+	// needs are the digests and names of images in refs.
 	needs map[string]bool
 }
 
+// sentTask is what an agent knows of a task. ref is the image that it may still have to fetch, empty for none.
 type sentTask struct {
-	desired uint32
-	specID  string
+	desired     uint32
+	specID, ref string
 }
 
 func (o *outbox) begin(s *session) {
 	o.s = s
-	o.tasks, o.specs, o.holders, o.needs = map[string]sentTask{}, map[string]bool{}, map[string]string{}, map[string]bool{}
+	o.tasks, o.specs, o.refs, o.fresh = map[string]sentTask{}, map[string]int{}, map[string]int{}, map[string]bool{}
+	o.holders, o.needs = map[string]string{}, map[string]bool{}
 }
 
 // sendAll sends the welcome, everything, and then what changes, until the session ends. What changes while a message
@@ -64,8 +71,8 @@ func (s *session) sendAll(welcome *rpc.Welcome) {
 
 func (s *session) sendDue() error {
 	s.mu.Lock()
-	d, acks, since := s.due, s.acks, s.dueSince
-	s.due, s.acks = 0, nil
+	d, acks, since, some := s.due, s.acks, s.dueSince, s.dueTaskIDs
+	s.due, s.acks, s.dueTaskIDs = 0, nil, nil
 	s.mu.Unlock()
 	state := s.d.cfg.Store.Local()
 	if d&dueBeat != 0 {
@@ -86,7 +93,10 @@ func (s *session) sendDue() error {
 	for _, part := range []struct {
 		due  due
 		send func(*raftstore.State) error
-	}{{dueOrder, s.outbox.sendOrder}, {dueRoster, s.outbox.sendRoster}, {dueTasks, s.outbox.sendTasks}} {
+	}{
+		{dueOrder, s.outbox.sendOrder}, {dueRoster, s.outbox.sendRoster}, {dueTasks, s.outbox.sendTasks},
+		{dueSomeTasks, func(state *raftstore.State) error { return s.outbox.sendSomeTasks(state, some) }},
+	} {
 		if d&part.due != 0 {
 			if err := part.send(state); err != nil {
 				return err
@@ -139,36 +149,22 @@ func (o *outbox) sendRoster(*raftstore.State) error {
 // sendTasks sends the difference between what the node shall have and what it was told. The first set is whole, in one message,
 // but for its specs, which go ahead when they are big.
 func (o *outbox) sendTasks(state *raftstore.State) error {
-	now := map[string]bool{}
-	needs := map[string]bool{}
 	messages := &batch{whole: !o.full, send: o.sendAssignments}
+	now := map[string]bool{}
 	for t := range state.TasksOn(o.s.nodeID) {
-		if task.Before(t.Status.State, swarm.TaskStateAssigned) {
-			continue
-		}
 		now[t.ID] = true
-		v := state.Spec(t.ServiceID, t.SpecVersion)
-		if v == nil {
-			o.s.d.log.Error("task has no spec, so it cannot run", "task", t.ID, "service", t.ServiceID, "version", t.SpecVersion)
-			continue
-		}
-		if wantsImage(t) && v.TaskTemplate.ContainerSpec != nil {
-			needs[v.TaskTemplate.ContainerSpec.Image] = true
-		}
-		if err := o.addTask(messages, t, v); err != nil {
+		if err := o.addTask(messages, state, t.ID, t); err != nil {
 			return err
 		}
 	}
 	for id := range o.tasks {
 		if !now[id] {
-			delete(o.tasks, id)
-			if err := messages.add(&rpc.Assignments{RemovedTaskIds: []string{id}}); err != nil {
+			if err := o.addTask(messages, state, id, nil); err != nil {
 				return err
 			}
 		}
 	}
-	o.forgetSpecs()
-	for _, h := range o.holdersChanged(needs) {
+	for _, h := range o.holdersChanged(maps.Keys(o.refs)) {
 		if err := messages.add(&rpc.Assignments{Holders: []*rpc.ImageHolders{h}}); err != nil {
 			return err
 		}
@@ -177,18 +173,68 @@ func (o *outbox) sendTasks(state *raftstore.State) error {
 	return messages.flush()
 }
 
-func (o *outbox) addTask(messages *batch, t *raftstore.Task, v *swarm.ServiceSpec) error {
-	sent := sentTask{desired: task.Number(t.DesiredState), specID: raftstore.SpecID(t.ServiceID, t.SpecVersion)}
-	if o.tasks[t.ID] == sent {
+// sendSomeTasks does the same for tasks of which alone something changed.
+func (o *outbox) sendSomeTasks(state *raftstore.State, ids []string) error {
+	if !o.full {
+		return o.sendTasks(state)
+	}
+	messages := &batch{send: o.sendAssignments}
+	for _, id := range ids {
+		t, _ := state.Tasks.Get(id)
+		if t != nil && t.NodeID != o.s.nodeID {
+			t = nil
+		}
+		if err := o.addTask(messages, state, id, t); err != nil {
+			return err
+		}
+	}
+	if len(o.fresh) > 0 {
+		for _, h := range o.holdersChanged(maps.Keys(maps.Clone(o.fresh))) {
+			if err := messages.add(&rpc.Assignments{Holders: []*rpc.ImageHolders{h}}); err != nil {
+				return err
+			}
+		}
+	}
+	return messages.flush()
+}
+
+// addTask adds what the agent has to hear of a task, nil for one that the node shall not have (any more).
+func (o *outbox) addTask(messages *batch, state *raftstore.State, id string, t *raftstore.Task) error {
+	if t == nil || task.Before(t.Status.State, swarm.TaskStateAssigned) {
+		sent, known := o.tasks[id]
+		if !known {
+			return nil
+		}
+		delete(o.tasks, id)
+		o.release(sent)
+		return messages.add(&rpc.Assignments{RemovedTaskIds: []string{id}})
+	}
+	v := state.Spec(t.ServiceID, t.SpecVersion)
+	if v == nil {
+		o.s.d.log.Error("task has no spec, so it cannot run", "task", t.ID, "service", t.ServiceID, "version", t.SpecVersion)
 		return nil
 	}
-	o.tasks[t.ID] = sent
+	now := sentTask{desired: task.Number(t.DesiredState), specID: raftstore.SpecID(t.ServiceID, t.SpecVersion)}
+	if wantsImage(t) && v.TaskTemplate.ContainerSpec != nil {
+		now.ref = v.TaskTemplate.ContainerSpec.Image
+	}
+	sent, known := o.tasks[id]
+	if known && sent == now {
+		return nil
+	}
+	o.tasks[id] = now
+	newSpec := o.hold(now)
+	if known {
+		o.release(sent)
+		if sent.desired == now.desired && sent.specID == now.specID {
+			return nil // it only has its image now
+		}
+	}
 	a := &rpc.Assignments{Tasks: []*rpc.Assignment{{
-		TaskId: t.ID, ServiceId: t.ServiceID, SpecVersion: t.SpecVersion, Slot: t.Slot, DesiredState: sent.desired,
+		TaskId: t.ID, ServiceId: t.ServiceID, SpecVersion: t.SpecVersion, Slot: t.Slot, DesiredState: now.desired,
 	}}}
-	if !o.specs[sent.specID] {
-		o.specs[sent.specID] = true
-		b, err := json.Marshal(v)
+	if newSpec {
+		b, err := o.s.d.specs.encode(v)
 		if err != nil {
 			return err
 		}
@@ -197,17 +243,63 @@ func (o *outbox) addTask(messages *batch, t *raftstore.Task, v *swarm.ServiceSpe
 	return messages.add(a)
 }
 
-// forgetSpecs lets specs be sent again once no task uses them: the agent may have dropped them too.
-func (o *outbox) forgetSpecs() {
-	used := map[string]bool{}
-	for _, t := range o.tasks {
-		used[t.specID] = true
-	}
-	for id := range o.specs {
-		if !used[id] {
-			delete(o.specs, id)
+// hold counts what a task uses, and says whether the agent does not have its spec yet.
+func (o *outbox) hold(t sentTask) (newSpec bool) {
+	o.specs[t.specID]++
+	if t.ref != "" {
+		if o.refs[t.ref]++; o.refs[t.ref] == 1 {
+			o.fresh[t.ref] = true
+			o.mu.Lock()
+			o.needs[imageKey(t.ref)] = true
+			o.mu.Unlock()
 		}
 	}
+	return o.specs[t.specID] == 1
+}
+
+// release undoes hold. A spec that no task uses is sent again with the next one that does: the agent may have dropped it too.
+func (o *outbox) release(t sentTask) {
+	if o.specs[t.specID]--; o.specs[t.specID] == 0 {
+		delete(o.specs, t.specID)
+	}
+	if t.ref == "" {
+		return
+	}
+	if o.refs[t.ref]--; o.refs[t.ref] == 0 {
+		delete(o.refs, t.ref)
+		delete(o.fresh, t.ref)
+		delete(o.holders, subjectOf(t.ref))
+		o.mu.Lock()
+		delete(o.needs, imageKey(t.ref))
+		o.mu.Unlock()
+	}
+}
+
+// specCache keeps specs as they travel, so that each is encoded once and not for every node.
+type specCache struct {
+	mu      sync.Mutex
+	encoded map[*swarm.ServiceSpec][]byte
+	bytes   int
+}
+
+// specCacheBytesMax bounds what is kept; it begins anew when it is full.
+const specCacheBytesMax = 16 << 20
+
+func (c *specCache) encode(v *swarm.ServiceSpec) ([]byte, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if b, ok := c.encoded[v]; ok {
+		return b, nil
+	}
+	b, err := json.Marshal(v)
+	if err != nil {
+		return nil, err
+	}
+	if c.bytes += len(b); c.encoded == nil || c.bytes > specCacheBytesMax {
+		c.encoded, c.bytes = map[*swarm.ServiceSpec][]byte{}, len(b)
+	}
+	c.encoded[v] = b
+	return b, nil
 }
 
 func (o *outbox) sendAssignments(a *rpc.Assignments) error {
@@ -238,33 +330,30 @@ func (s *session) wantsImage(images map[string]struct{}, any bool) bool {
 	return false
 }
 
-// holdersChanged lists the holders of the images that are needed, where they differ from what the node was told. A reference
-// without a digest stands in a digest's place.
-func (o *outbox) holdersChanged(refs map[string]bool) (changed []*rpc.ImageHolders) {
-	needs := map[string]bool{}
-	for ref := range refs {
-		needs[imageKey(ref)] = true
-	}
-	o.mu.Lock()
-	o.needs = needs
-	o.mu.Unlock()
+// holdersChanged lists the holders of images that are needed, where they differ from what the node was told.
+func (o *outbox) holdersChanged(refs iter.Seq[string]) (changed []*rpc.ImageHolders) {
 	// Only a state read after the needs are known has every image whose arrival nobody would wake this session for.
 	state := o.s.d.cfg.Store.Local()
-	now := map[string]string{}
 	for ref := range refs {
-		subject := ref
-		if _, digest, pinned := strings.Cut(ref, "@"); pinned {
-			subject = digest
-		}
+		subject := subjectOf(ref)
 		addresses := holdersOf(state, imageKey(ref), o.s.nodeID)
-		now[subject] = strings.Join(addresses, " ")
-		if told, known := o.holders[subject]; !known && len(addresses) > 0 || known && told != now[subject] {
+		now := strings.Join(addresses, " ")
+		if told, known := o.holders[subject]; !known && len(addresses) > 0 || known && told != now {
 			changed = append(changed, &rpc.ImageHolders{Digest: subject, Addresses: addresses})
 		}
+		o.holders[subject] = now
 	}
-	o.holders = now
+	clear(o.fresh)
 	slices.SortFunc(changed, func(a, b *rpc.ImageHolders) int { return cmp.Compare(a.Digest, b.Digest) })
 	return slices.CompactFunc(changed, func(a, b *rpc.ImageHolders) bool { return a.Digest == b.Digest })
+}
+
+// subjectOf is what holders are told by: a digest, or a reference without one in its place.
+func subjectOf(ref string) string {
+	if _, digest, pinned := strings.Cut(ref, "@"); pinned {
+		return digest
+	}
+	return ref
 }
 
 const digestPrefix = "sha256:"

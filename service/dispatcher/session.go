@@ -46,8 +46,10 @@ type session struct {
 	due    due
 	// dueSince is when the first of what is due became so.
 	dueSince time.Time
-	acks     []uint64
-	wakeUp   chan struct{}
+	// dueTaskIDs are the tasks of dueSomeTasks.
+	dueTaskIDs []string
+	acks       []uint64
+	wakeUp     chan struct{}
 }
 
 // due is what a session has to look at again.
@@ -61,10 +63,15 @@ const (
 	dueBeat
 	// dueMove asks the agent to use another manager.
 	dueMove
+	// dueSomeTasks: tasks of which it is known that nothing else of the node changed.
+	dueSomeTasks
 	dueAll = dueTasks | dueOrder | dueRoster
 )
 
 var errRemoved = errdefs.ErrPermissionDenied.WithMessage("this node was removed from the cluster: run swarm leave --force, then join again")
+
+// dueTasksMax bounds the tasks that are remembered one by one.
+const dueTasksMax = 256
 
 // Session serves one agent until its stream ends.
 func (d *Dispatcher) Session(stream rpc.Dispatcher_SessionServer) error {
@@ -384,12 +391,17 @@ func (s *session) take(m *rpc.AgentMessage) (goodbye string, err error) {
 }
 
 // poke asks the sender to look again.
-func (s *session) poke(d due) {
+func (s *session) poke(d due, taskIDs ...string) {
 	s.mu.Lock()
 	if s.due == 0 {
 		s.dueSince = time.Now()
 	}
 	s.due |= d
+	s.dueTaskIDs = append(s.dueTaskIDs, taskIDs...)
+	if len(s.dueTaskIDs) > dueTasksMax {
+		// A look at the whole node costs no more than that.
+		s.due, s.dueTaskIDs = (s.due|dueTasks)&^dueSomeTasks, nil
+	}
 	s.mu.Unlock()
 	signal(s.wakeUp)
 }
