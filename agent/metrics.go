@@ -47,8 +47,12 @@ func (n *node) measure() api.Measured {
 		return measured
 	}
 	if mg := m.manager.Load(); mg != nil {
-		measured.Manager = true
-		measured.Sessions = mg.dispatcher.Stats().Sessions
+		served, decided := mg.dispatcher.Stats(), mg.orchestrator.Stats()
+		measured.Manager = &api.MeasuredManager{
+			Sessions: served.Sessions, Silences: served.Silences,
+			StatusesWritten: served.StatusesWritten, StatusesWaiting: served.StatusesWaiting, Send: served.Send, SendsWaiting: served.SendsWaiting,
+			SchedulingDelay: decided.Delay, Decide: decided.Decide,
+		}
 	}
 	return measured
 }

@@ -29,11 +29,8 @@ func (c clusterCollector) Collect(out chan<- prometheus.Metric) {
 	for _, state := range task.States() {
 		s.gauge("swarm_worker_tasks", "Tasks that this node holds, by their state here.", float64(measured.WorkerTasks[state]), label{"state", string(state)})
 	}
-	if measured.Manager {
-		s.gauge("swarm_dispatcher_sessions", "Agents that this manager hears.", float64(measured.Sessions))
-		if measured.SchedulingDelay.Bounds != nil {
-			s.histogram("swarm_scheduling_delay_seconds", "Time from the change that made a task necessary to its assignment; counted by the manager that leads.", measured.SchedulingDelay)
-		}
+	if measured.Manager != nil {
+		s.manager(*measured.Manager)
 	}
 	if status.Store != nil {
 		s.raft(status.Store.Stats())
@@ -91,6 +88,18 @@ func (s sink) truth(name, help string, holds bool) {
 	s.gauge(name, help, value)
 }
 
+// manager is what this manager's dispatcher and orchestrator count.
+func (s sink) manager(m MeasuredManager) {
+	s.gauge("swarm_dispatcher_sessions", "Agents that this manager hears.", float64(m.Sessions))
+	s.counter("swarm_dispatcher_silences_total", "How often an agent missed its beats for so long that its node was asked.", float64(m.Silences))
+	s.counter("swarm_dispatcher_statuses_written_total", "Statuses of tasks that this manager wrote for its agents.", float64(m.StatusesWritten))
+	s.gauge("swarm_dispatcher_statuses_waiting", "Statuses of tasks that this manager has yet to write.", float64(m.StatusesWaiting))
+	s.histogram("swarm_dispatcher_send_duration_seconds", "Time from a change that concerns an agent until it was handed to the agent's connection.", m.Send)
+	s.gauge("swarm_dispatcher_sends_waiting", "Agents of this manager to which something has yet to be sent.", float64(m.SendsWaiting))
+	s.histogram("swarm_scheduling_delay_seconds", "Time that tasks were there before they had a node; counted by the manager that leads.", m.SchedulingDelay)
+	s.histogram("swarm_scheduling_round_duration_seconds", "Time that a round of decisions took; counted by the manager that leads.", m.Decide)
+}
+
 // raft is what this manager's replica says of itself.
 func (s sink) raft(stats raftstore.Stats) {
 	s.gauge("swarm_raft_term", "Current term of the managers' elections.", float64(stats.Term))
@@ -121,9 +130,17 @@ func (s sink) raft(stats raftstore.Stats) {
 
 // cluster counts nodes and tasks by state. The store counts the tasks itself, so there may be millions.
 func (s sink) cluster(state *raftstore.State) {
-	nodes := map[swarm.NodeState]int{}
+	nodes, agents := map[swarm.NodeState]int{}, map[raftstore.Presence]int{}
 	for row := range state.Nodes.All() {
 		nodes[nodeState(row)]++
+		agents[row.Session.Presence]++
+	}
+	for _, p := range presences() {
+		name := string(p)
+		if p == "" {
+			name = "never"
+		}
+		s.gauge("swarm_node_agents", "Nodes of the cluster, by what the managers know of their agents.", float64(agents[p]), label{"presence", name})
 	}
 	for _, name := range nodeStates() {
 		s.gauge("swarm_nodes", "Nodes of the cluster, by state.", float64(nodes[name]), label{"state", string(name)})
@@ -135,6 +152,11 @@ func (s sink) cluster(state *raftstore.State) {
 
 func nodeStates() []swarm.NodeState {
 	return []swarm.NodeState{swarm.NodeStateReady, swarm.NodeStateDisconnected, swarm.NodeStateUnknown, swarm.NodeStateDown}
+}
+
+// presences are the words for what is known of an agent; the empty one is that of a node that never came.
+func presences() []raftstore.Presence {
+	return []raftstore.Presence{"", raftstore.PresenceHeard, raftstore.PresenceAnnounced, raftstore.PresenceAway, raftstore.PresenceSuspect, raftstore.PresenceLost, raftstore.PresenceDown}
 }
 
 // nodeState is a node's state in one of the API's words.

@@ -14,14 +14,25 @@ import (
 
 // Measured is what parts of the agent that the API does not know count, for GET /metrics.
 type Measured struct {
-	// Manager says that this node serves as a manager; the fields below it are of managers only.
-	Manager bool
-	// Sessions is how many agents this manager hears.
-	Sessions int
-	// SchedulingDelay is from the change that made a task necessary to its assignment, as seen by the leader.
-	SchedulingDelay raftstore.HistogramSnapshot
 	// WorkerTasks counts the tasks that this node's worker holds, by state.
 	WorkerTasks map[swarm.TaskState]int
+	// Manager is nil on workers.
+	Manager *MeasuredManager
+}
+
+// MeasuredManager is what a manager's dispatcher and orchestrator count.
+type MeasuredManager struct {
+	// Sessions is how many agents this manager hears, Silences how often one missed its beats.
+	Sessions int
+	Silences uint64
+	// StatusesWritten and StatusesWaiting count statuses of tasks that this manager's agents reported.
+	StatusesWritten uint64
+	StatusesWaiting int
+	// Send is from a change that concerns an agent until it was handed to its connection; SendsWaiting is how many agents have something to come.
+	Send         raftstore.HistogramSnapshot
+	SendsWaiting int
+	// SchedulingDelay is how long tasks were there before they had a node, Decide how long rounds of decisions took; both are the leader's.
+	SchedulingDelay, Decide raftstore.HistogramSnapshot
 }
 
 // metrics counts the API's requests and gathers everything else when it is asked.

@@ -27,7 +27,10 @@ func measuring(c *cluster) {
 	var delay raftstore.Histogram
 	delay.Observe(3 * time.Millisecond)
 	c.api.cfg.Measure = func() Measured {
-		return Measured{Manager: true, Sessions: 3, SchedulingDelay: delay.Snapshot(), WorkerTasks: map[swarm.TaskState]int{swarm.TaskStateRunning: 2}}
+		return Measured{WorkerTasks: map[swarm.TaskState]int{swarm.TaskStateRunning: 2}, Manager: &MeasuredManager{
+			Sessions: 3, Silences: 1, StatusesWritten: 7, StatusesWaiting: 1,
+			Send: delay.Snapshot(), SendsWaiting: 1, SchedulingDelay: delay.Snapshot(), Decide: delay.Snapshot(),
+		}}
 	}
 }
 
@@ -62,7 +65,7 @@ func TestMetricsKeepTheirNames(t *testing.T) {
 		`swarm_api_requests_total{code="404",method="GET",route="unmatched"} 1`,
 		`swarm_tasks{state="running"} 2`, `swarm_nodes{state="ready"} 2`, `swarm_nodes{state="down"} 1`,
 		`swarm_dispatcher_sessions 3`, `swarm_store_rows{table="tasks"} 2`, `swarm_worker_tasks{state="running"} 2`,
-		`swarm_agent_info{role="manager",version="1.0-test"} 1`, `swarm_scheduling_delay_seconds_count 1`,
+		`swarm_agent_info{role="manager",version="1.0-test"} 1`, `swarm_scheduling_delay_seconds_count 1`, `swarm_node_agents{presence="never"} 3`, `swarm_node_agents{presence="suspect"} 0`,
 	} {
 		if !strings.Contains(text, "\n"+line+"\n") {
 			t.Errorf("missing %s", line)

@@ -142,8 +142,9 @@ func renderNode(row *raftstore.Node, members map[string]raftstore.Member) swarm.
 	return node
 }
 
+// reachable says whether a manager counts as there. Raft tells the leader alone; the others go by what is known of the node's agent.
 func reachable(row *raftstore.Node, m raftstore.Member) bool {
-	return m.Reachable && row.Status.State != swarm.NodeStateDown
+	return m.Reachable && row.Status.State != swarm.NodeStateDown && (m.Leader || row.Session.Presence != raftstore.PresenceSuspect)
 }
 
 func hostOf(address string) string {

@@ -9,7 +9,7 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 )
 
-// reasonsMax bounds the reasons that Stats tells apart; tasks that wait for others are counted under reasonOther.
+// reasonsMax bounds the reasons that Pending tells apart; tasks that wait for others are counted under reasonOther.
 const (
 	reasonsMax  = 20
 	reasonOther = "other"
@@ -22,16 +22,20 @@ type Stats struct {
 	// Decide is how long rounds of decisions took, Rounds how many there were.
 	Decide raftstore.HistogramSnapshot
 	Rounds uint64
-	// Pending counts the tasks that wait for a node by the reason that they show. Empty where this manager does not lead.
-	Pending map[string]int
 }
 
-// Stats may be called at any time.
+// Stats is cheap; it may be called at any time.
 func (o *Orchestrator) Stats() Stats {
-	s := Stats{Delay: o.delay.Snapshot(), Decide: o.decide.Snapshot(), Rounds: o.rounds.Load(), Pending: map[string]int{}}
+	return Stats{Delay: o.delay.Snapshot(), Decide: o.decide.Snapshot(), Rounds: o.rounds.Load()}
+}
+
+// Pending counts the tasks that wait for a node by the reason that they show; it walks over all tasks of the services that wait.
+// Empty where this manager does not lead.
+func (o *Orchestrator) Pending() map[string]int {
+	pending := map[string]int{}
 	waiting := o.waiting.Load()
 	if waiting == nil {
-		return s
+		return pending
 	}
 	state := o.store.Local()
 	for _, id := range *waiting {
@@ -40,16 +44,16 @@ func (o *Orchestrator) Stats() Stats {
 				continue
 			}
 			reason := t.Status.Err
-			if _, known := s.Pending[reason]; !known && len(s.Pending) >= reasonsMax {
+			if _, known := pending[reason]; !known && len(pending) >= reasonsMax {
 				reason = reasonOther
 			}
-			s.Pending[reason]++
+			pending[reason]++
 		}
 	}
-	return s
+	return pending
 }
 
-// note keeps what a round knows for Stats.
+// note keeps what a round knows for Stats and Pending.
 func (o *Orchestrator) note(l *loop) {
 	o.rounds.Add(1)
 	before := o.waiting.Load()
