@@ -15,6 +15,7 @@ import (
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	"go.etcd.io/bbolt"
 	bbolterrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -44,7 +45,9 @@ type bottom struct {
 	// readContact and writeContact keep the note about the last contact with a leader.
 	readContact  func() ([]byte, error)
 	writeContact func([]byte) error
-	close        func() error
+	// flushSnapshot starts writing what a snapshot under way has so far; nil where there is nothing to write.
+	flushSnapshot func(id string) error
+	close         func() error
 }
 
 // disk is a replica's state on disk: the log, raft's term and vote, snapshots.
@@ -107,8 +110,9 @@ func openFiles(cfg Config) (*bottom, error) {
 			}
 			return content, err
 		},
-		writeContact: func(content []byte) error { return replaceFile(contact, content) },
-		close:        bolt.Close,
+		writeContact:  func(content []byte) error { return replaceFile(contact, content) },
+		flushSnapshot: func(id string) error { return flushFile(filepath.Join(snapshots, id+".tmp", "state.bin")) },
+		close:         bolt.Close,
 	}, nil
 }
 
@@ -126,12 +130,22 @@ func (d *disk) assemble(cfg Config, log *sealedLog, closing <-chan struct{}) err
 	if d.cache, err = raft.NewLogCache(logCacheEntries, d.log); err != nil {
 		return err
 	}
-	d.snapshots = &sealedSnapshots{SnapshotStore: d.bottom.snapshots, sealer: cfg.Sealer, dir: d.snapshotDir}
+	d.snapshots = &sealedSnapshots{SnapshotStore: d.bottom.snapshots, sealer: cfg.Sealer, dir: d.snapshotDir, flush: d.flushSnapshot}
 	covered, err := d.checkSnapshots()
 	if err != nil {
 		return err
 	}
-	return guarded(d.logPath, func() error { return d.checkLog(covered) })
+	return guarded(d.logPath, func() error { return errors.Join(d.checkLog(covered), d.dropCovered(covered)) })
+}
+
+// dropCovered removes a log that ends before what the newest snapshot covers, as when a crash came between the snapshot
+// that a leader sent and the removal of what it replaces. What follows would leave a hole.
+func (d *disk) dropCovered(covered uint64) error {
+	last, err := d.log.LastIndex()
+	if err != nil || last == 0 || last >= covered {
+		return err
+	}
+	return d.log.DeleteRange(0, last)
 }
 
 // walkBolt visits every page of the log before it is opened for writing: that opening reads them too, but in a goroutine
@@ -237,6 +251,17 @@ func replaceFile(path string, content []byte) error {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return nil
+}
+
+// flushFile has the kernel write what a file has in memory, and waits for it. Otherwise a large file is written when it is
+// closed, and on most file systems the next sync of the log waits for all of it.
+func flushFile(path string) error {
+	file, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	err = unix.SyncFileRange(int(file.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WAIT_BEFORE|unix.SYNC_FILE_RANGE_WRITE|unix.SYNC_FILE_RANGE_WAIT_AFTER)
+	return errors.Join(err, file.Close())
 }
 
 func syncDir(dir string) error {

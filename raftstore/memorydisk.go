@@ -231,6 +231,11 @@ func (h *memoryHandle) StoreLog(entry *raft.Log) error { return h.StoreLogs([]*r
 
 // StoreLogs appends entries, all or none; a torn write leaves the first half of them.
 func (h *memoryHandle) StoreLogs(entries []*raft.Log) error {
+	follows := true
+	h.read(func(c *memoryContent) { follows = len(entries) == 0 || c.follows(entries[0].Index) })
+	if !follows {
+		return fmt.Errorf("entry %d would leave a hole in the log", entries[0].Index)
+	}
 	copies := make([]*raft.Log, len(entries))
 	for i, e := range entries {
 		entry := *e
@@ -243,12 +248,17 @@ func (h *memoryHandle) StoreLogs(entries []*raft.Log) error {
 	})
 }
 
-// append overwrites what has the same index; after a gap, which raft leaves behind a snapshot, only what is new remains.
+// follows says whether entries can be stored without a hole before them, which a log never has.
+func (c *memoryContent) follows(index uint64) bool {
+	return len(c.log) == 0 || index >= c.first && index-c.first <= uint64(len(c.log))
+}
+
+// append overwrites what has the same index.
 func (c *memoryContent) append(entries []*raft.Log) {
 	for _, e := range entries {
 		next := c.first + uint64(len(c.log))
 		switch {
-		case len(c.log) == 0 || e.Index < c.first || e.Index > next:
+		case len(c.log) == 0:
 			c.first, c.log = e.Index, []*raft.Log{e}
 		case e.Index == next:
 			c.log = append(c.log, e)

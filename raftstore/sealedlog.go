@@ -149,9 +149,12 @@ func (s *sealedLog) setVoteFault(err error) {
 	s.voteFault = err
 }
 
+// deleteMax is how many entries are removed at once: meanwhile none can be stored.
+const deleteMax = 1024
+
 // DeleteRange removes entries, at the front to compact and at the end to drop what a new leader does not have.
 func (s *sealedLog) DeleteRange(from, to uint64) error {
-	if err := s.LogStore.DeleteRange(from, to); err != nil {
+	if err := s.deleteInParts(from, to); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -165,6 +168,39 @@ func (s *sealedLog) DeleteRange(from, to uint64) error {
 	s.commands = kept
 	return nil
 }
+
+// deleteInParts leaves a log without holes whenever it is interrupted: from the front it goes forward, from the end backward.
+func (s *sealedLog) deleteInParts(from, to uint64) error {
+	first, err := s.FirstIndex()
+	if err != nil || first == 0 {
+		return err
+	}
+	last, err := s.LastIndex()
+	if err != nil {
+		return err
+	}
+	from, to = max(from, first), min(to, last)
+	if from > to {
+		return nil
+	}
+	for front := from == first; to-from >= deleteMax; {
+		part := [2]uint64{to - deleteMax + 1, to}
+		if front {
+			part = [2]uint64{from, from + deleteMax - 1}
+			from += deleteMax
+		} else {
+			to -= deleteMax
+		}
+		if err := s.LogStore.DeleteRange(part[0], part[1]); err != nil {
+			return err
+		}
+	}
+	return s.LogStore.DeleteRange(from, to)
+}
+
+// IsMonotonic has raft remove the whole log when a snapshot is installed that goes beyond it: entries that follow the
+// snapshot would leave a hole, and a hole is how damage looks.
+func (s *sealedLog) IsMonotonic() bool { return true }
 
 // lastCommand is the index of the last command at or below limit.
 func (s *sealedLog) lastCommand(limit uint64) uint64 {

@@ -17,6 +17,8 @@ const (
 	// snapshotChunkBytes is how much plain data is sealed at once; snapshotChunkBytesMax bounds what is read back.
 	snapshotChunkBytes    = 64 << 10
 	snapshotChunkBytesMax = 2 * snapshotChunkBytes
+	// snapshotFlushBytes is how much of a snapshot is given to the disk at a time.
+	snapshotFlushBytes = 4 << 20
 	// snapshotsKept is how many snapshots stay on disk.
 	snapshotsKept = 2
 )
@@ -28,6 +30,8 @@ type sealedSnapshots struct {
 	sealer Sealer
 	// dir is where the snapshots are, named in errors.
 	dir string
+	// flush has what is there of a snapshot written; nil where that means nothing.
+	flush func(id string) error
 
 	mu sync.Mutex // guards:
 	// newest describes the newest snapshot.
@@ -123,6 +127,8 @@ type sealedSink struct {
 	began time.Time
 	// sizeBytes is what was written so far, sealed.
 	sizeBytes int64
+	// unflushed is how much of it the kernel may not have written yet.
+	unflushed int
 	plain     []byte
 	closed    bool
 }
@@ -151,6 +157,12 @@ func (s *sealedSink) flush(plain []byte, last bool) error {
 	}
 	n, err := s.SnapshotSink.Write(append(binary.BigEndian.AppendUint32(header, uint32(len(sealed))), sealed...))
 	s.sizeBytes += int64(n)
+	s.unflushed += n
+	if err == nil && s.unflushed >= snapshotFlushBytes && s.of.flush != nil {
+		s.unflushed = 0
+		// Where the file system cannot do it, the snapshot is written when it is closed.
+		_ = s.of.flush(s.ID())
+	}
 	return err
 }
 

@@ -41,7 +41,9 @@ func (r *record) wire(w *wire) {
 	w.uint32(2, &r.format)
 	w.uint(3, &r.index)
 	w.uint32(4, &r.table)
-	w.bytes(5, &r.body)
+	// The body is not copied: whoever decodes it copies what it keeps.
+	body, present := w.raw(5, r.body, len(r.body) > 0)
+	set(w, &r.body, body, present)
 	w.uint(6, &r.count)
 	w.bool(7, &r.refused)
 }
@@ -72,13 +74,12 @@ func (m *image) Persist(sink raft.SnapshotSink) error {
 func (m *image) Release() {}
 
 func (m *image) write(to io.Writer) error {
-	out := &recordWriter{to: bufio.NewWriter(to)}
+	out := &recordWriter{to: bufio.NewWriterSize(to, snapshotChunkBytes)}
 	// Commits of an older format have put nothing into the state that a version which reads that format does not know.
 	out.put(record{kind: recordHeader, format: m.state.format(), index: m.state.index})
 	for _, t := range tableIDs() {
 		m.state.table(t).scan(func(r row) bool {
-			body, err := marshal(r.wire)
-			out.fail(err)
+			body := out.encode(&out.body, r.wire)
 			out.put(record{kind: recordRow, table: t, body: body})
 			return out.err == nil
 		})
@@ -95,6 +96,8 @@ type recordWriter struct {
 	to    *bufio.Writer
 	count uint64
 	err   error
+	// body, whole and size are reused from record to record: a million rows should not cost a million buffers.
+	body, whole, size []byte
 }
 
 func (w *recordWriter) fail(err error) {
@@ -103,13 +106,22 @@ func (w *recordWriter) fail(err error) {
 	}
 }
 
+// encode returns a message in a buffer that is its own until the next one.
+func (w *recordWriter) encode(buffer *[]byte, fields func(*wire)) []byte {
+	out := wire{encode: true, format: FormatVersion, buf: (*buffer)[:0]}
+	fields(&out)
+	w.fail(out.err)
+	*buffer = out.buf
+	return out.buf
+}
+
 func (w *recordWriter) put(r record) {
 	if w.err != nil {
 		return
 	}
-	raw, err := marshal(r.wire)
-	w.fail(err)
-	_, err = w.to.Write(binary.AppendUvarint(nil, uint64(len(raw))))
+	raw := w.encode(&w.whole, r.wire)
+	w.size = binary.AppendUvarint(w.size[:0], uint64(len(raw)))
+	_, err := w.to.Write(w.size)
 	w.fail(err)
 	_, err = w.to.Write(raw)
 	w.fail(err)
@@ -131,75 +143,4 @@ func (f *fsm) Restore(from io.ReadCloser) error {
 	f.sums.reset(state)
 	f.publish(&Dirty{All: true})
 	return nil
-}
-
-func readImage(from io.Reader) (*State, recentCommits, error) {
-	in := bufio.NewReader(from)
-	state, recent := newState(), recentCommits{}
-	for count := uint64(0); ; count++ {
-		r, err := readRecord(in)
-		if err != nil {
-			return nil, recent, err
-		}
-		if (count == 0) != (r.kind == recordHeader) {
-			return nil, recent, fmt.Errorf("record %d of kind %d is out of place", count, r.kind)
-		}
-		switch r.kind {
-		case recordHeader:
-			if !readable(r.format) {
-				return nil, recent, newerFormat{"snapshot", r.format}
-			}
-			state.index = r.index
-		case recordRow:
-			err = restoreRow(state, r)
-		case recordCommit:
-			if len(r.body) != commitSize {
-				return nil, recent, errors.New("commit id of wrong length")
-			}
-			recent.add(doneCommit{id: commitID(r.body), index: r.index, refused: r.refused})
-		case recordEnd:
-			if r.count != count {
-				return nil, recent, fmt.Errorf("snapshot has %d records instead of %d", count, r.count)
-			}
-			return state, recent, nil
-		default:
-			err = newerFormat{"snapshot record", r.kind}
-		}
-		if err != nil {
-			return nil, recent, err
-		}
-	}
-}
-
-func restoreRow(state *State, r record) error {
-	blank := newRow(r.table)
-	if blank == nil {
-		return fmt.Errorf("unknown table %d", r.table)
-	}
-	if err := unmarshal(r.body, blank.wire); err != nil {
-		return fmt.Errorf("row of table %d: %w", r.table, err)
-	}
-	if blank.meta().ID == "" {
-		return fmt.Errorf("row of table %d without id", r.table)
-	}
-	state.share(blank)
-	if state.table(r.table).put(blank) != nil {
-		return fmt.Errorf("row %s of table %d comes twice", blank.meta().ID, r.table)
-	}
-	return nil
-}
-
-func readRecord(in *bufio.Reader) (r record, err error) {
-	size, err := binary.ReadUvarint(in)
-	if err != nil {
-		return r, fmt.Errorf("snapshot is cut short: %w", err)
-	}
-	if size > recordSizeBytesMax {
-		return r, fmt.Errorf("snapshot record of %d bytes is too large", size)
-	}
-	raw := make([]byte, size)
-	if _, err := io.ReadFull(in, raw); err != nil {
-		return r, fmt.Errorf("snapshot is cut short: %w", err)
-	}
-	return r, unmarshal(raw, r.wire)
 }

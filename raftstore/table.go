@@ -1,8 +1,11 @@
 package raftstore
 
 import (
+	"cmp"
 	"fmt"
 	"iter"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -188,6 +191,7 @@ type table interface {
 	remove(id string) (old row)
 	scan(yield func(row) bool)
 	length() int
+	load(rows []row)
 }
 
 func (t *Table[R]) kind() string { return t.layout.kind }
@@ -220,6 +224,45 @@ func (t *Table[R]) put(r row) row {
 		return nil
 	}
 	return old
+}
+
+// load fills an empty table with rows in order of their ids. It is several times faster than to put them one by one: each tree
+// is built at its end.
+func (t *Table[R]) load(rows []row) {
+	t.touched = true
+	typed := make([]R, len(rows))
+	for i, r := range rows {
+		typed[i] = r.(R)
+		t.rows.Load(r.meta().ID, typed[i])
+		t.count(typed[i], 1)
+	}
+	for i, x := range t.layout.indexes {
+		for r := range x.inOrder(typed) {
+			t.indexes[i].Load(r)
+		}
+	}
+}
+
+// inOrder iterates over rows that are in order of ids in the order of an index.
+func (x index[R]) inOrder(rows []R) iter.Seq[R] {
+	byKey := map[string][]R{}
+	for _, r := range rows {
+		key := x.key(r)
+		byKey[key] = append(byKey[key], r)
+	}
+	return func(yield func(R) bool) {
+		for _, key := range slices.Sorted(maps.Keys(byKey)) {
+			same := byKey[key]
+			if x.rank != nil {
+				slices.SortStableFunc(same, func(a, b R) int { return cmp.Compare(x.rank(a), x.rank(b)) })
+			}
+			for _, r := range same {
+				if !yield(r) {
+					return
+				}
+			}
+		}
+	}
 }
 
 func (t *Table[R]) remove(id string) row {
