@@ -27,6 +27,8 @@ type MemoryDisk struct {
 	pending *memoryWrite
 	full    bool
 	failing bool
+	// safe is what a Crash leaves of a disk that lies; nil while it does not.
+	safe *memoryContent
 	delay   time.Duration
 }
 
@@ -71,6 +73,9 @@ func (d *MemoryDisk) Crash(torn bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	kept := d.content.clone()
+	if d.safe != nil {
+		kept, torn = d.safe.clone(), false
+	}
 	if torn && d.pending != nil && d.pending.half != nil {
 		d.pending.half(kept)
 	}
@@ -103,6 +108,17 @@ func (d *MemoryDisk) SetFailing(failing bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.failing = failing
+}
+
+// SetLying makes writes seem synced that a Crash loses: a disk with a cache that forgets. No cluster can survive that on most of its
+// managers; it is for tests of those who watch over lost writes.
+func (d *MemoryDisk) SetLying(lying bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.safe = nil
+	if lying {
+		d.safe = d.content.clone()
+	}
 }
 
 // SetDelay makes every write take a time.

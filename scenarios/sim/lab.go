@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
+	"strings"
 	"testing/synctest"
 	"time"
 )
@@ -88,10 +90,32 @@ func (l *Lab) Close() error {
 		m.client.CloseIdleConnections()
 	}
 	l.checks.close()
-	// What still runs then is left behind for good: the bubble's end would panic over it.
 	time.Sleep(ghostMax)
 	synctest.Wait()
+	if left := leftovers(); len(left) > 0 {
+		failures = append(failures, fmt.Errorf("%d goroutines were left behind, the first one:\n%s", len(left), left[0]))
+	}
 	return errors.Join(failures...)
+}
+
+// leftovers are the stacks of the other goroutines of this bubble, without the two that testing waits in.
+func leftovers() []string {
+	const stacksBytesMax = 32 << 20
+	stacks := make([]byte, stacksBytesMax)
+	stacks = stacks[:runtime.Stack(stacks, true)]
+	all := strings.Split(string(stacks), "\n\n")
+	_, bubble, ok := strings.Cut(strings.SplitN(all[0], "\n", 2)[0], "synctest bubble ")
+	if !ok {
+		return nil
+	}
+	var left []string
+	for _, g := range all[1:] {
+		head, _, _ := strings.Cut(g, "\n")
+		if strings.HasSuffix(head, "synctest bubble "+bubble) && !strings.Contains(g, "testing/synctest.") {
+			left = append(left, g)
+		}
+	}
+	return left
 }
 
 // Elapsed is the virtual time since the lab was made.

@@ -197,7 +197,7 @@ func (n *Network) stallLocked() {
 func (n *Network) flowAgain() {
 	for p := range n.pairs {
 		for _, f := range p.flows {
-			if f.stalled && n.open(f.from, f.to) {
+			if f.stalled && f.flows() {
 				f.resend()
 			}
 		}

@@ -101,12 +101,6 @@ func (c *packetConn) WriteTo(b []byte, to net.Addr) (int, error) {
 	n := c.process.host.network
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for c.process.frozen && !c.closed {
-		one, other := c.changed, c.process.changed
-		n.mu.Unlock()
-		waitFor(time.Time{}, one, other)
-		n.mu.Lock()
-	}
 	if c.closed {
 		return 0, &net.OpError{Op: "write", Net: "udp", Addr: c.address, Err: net.ErrClosed}
 	}
@@ -124,7 +118,7 @@ func (c *packetConn) sendLocked(b []byte, to net.Addr) (arrives bool) {
 		return false
 	}
 	host := n.hosts[at.Addr()]
-	if host == nil || !n.open(from, host) {
+	if host == nil || c.process.frozen || !n.open(from, host) {
 		return false
 	}
 	key, _ := socketKey("udp", to.String())

@@ -49,8 +49,8 @@ func Play(story *Story, dir string) *Outcome {
 	return play(story, dir, nil)
 }
 
-// play has tamper change the lab before it is used, for tests that plant a fault.
-func play(story *Story, dir string, tamper func(*Lab)) *Outcome {
+// play lets tests that plant a fault tamper with the player.
+func play(story *Story, dir string, tamper func(*player)) *Outcome {
 	p := &player{
 		Lab: NewLab(LabConfig{
 			Seed: story.Config.Seed, Dir: dir, Latency: story.Config.Latency, Jitter: story.Config.Jitter, SnapshotEntries: story.Config.Snapshots,
@@ -58,7 +58,7 @@ func play(story *Story, dir string, tamper func(*Lab)) *Outcome {
 		story: story, verbs: allVerbs(), wanted: map[string]int{}, doubtful: map[string]bool{},
 	}
 	if tamper != nil {
-		tamper(p.Lab)
+		tamper(p)
 	}
 	var failure error
 	for _, step := range story.Steps {

@@ -52,6 +52,12 @@ func (p *Process) setFrozen(frozen bool) {
 	p.host.network.mu.Lock()
 	defer p.host.network.mu.Unlock()
 	p.frozen = frozen
+	for e := range p.ends {
+		if f := e.out(); f.stalled && f.flows() {
+			at, _ := p.host.network.arrival(f.from, f.to, f.bytes)
+			f.resendAt(at)
+		}
+	}
 	p.wake()
 }
 
@@ -59,8 +65,12 @@ func (p *Process) setFrozen(frozen bool) {
 func (p *Process) Kill() {
 	p.host.network.mu.Lock()
 	defer p.host.network.mu.Unlock()
+	wasFrozen := p.frozen
 	p.dead, p.frozen = true, false
 	for e := range p.ends {
+		if wasFrozen {
+			e.out().unwrite()
+		}
 		e.closeLocked()
 	}
 	for l := range p.listeners {

@@ -40,6 +40,10 @@ const seedMax = time.Minute
 
 // playStory in a bubble of its own, with its history judged; the report is empty if nothing was wrong.
 func playStory(t *testing.T, story *Story) (o *Outcome, report string) {
+	return playWith(t, story, nil)
+}
+
+func playWith(t *testing.T, story *Story, tamper func(*player)) (o *Outcome, report string) {
 	dir, err := scratch()
 	if err != nil {
 		t.Fatal(err)
@@ -52,7 +56,7 @@ func playStory(t *testing.T, story *Story) (o *Outcome, report string) {
 		os.Exit(2)
 	})
 	defer stuck.Stop()
-	synctest.Test(t, func(t *testing.T) { o = Play(story, dir) })
+	synctest.Test(t, func(t *testing.T) { o = play(story, dir, tamper) })
 	wrong := o.Err
 	if wrong == nil && o.load != nil {
 		wrong = o.load.recorder.Check(historyMax)

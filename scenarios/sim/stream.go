@@ -77,8 +77,31 @@ func (f *flow) arrivalOf(bytes int) time.Time {
 	return at
 }
 
+// flows says whether what is written leaves: not while the link is cut, nor while the writer is frozen. A frozen program writes
+// nothing; what ours writes meanwhile, because it cannot be stopped, is held back. It is not made to wait for its write, because
+// it may hold a mutex, and who waits for that stops the clock.
+func (f *flow) flows() bool {
+	writer := f.pair.ends[0]
+	if f == f.pair.flows[1] {
+		writer = f.pair.ends[1]
+	}
+	return f.pair.network.open(f.from, f.to) && (writer.process == nil || !writer.process.frozen)
+}
+
+// unwrite forgets what a frozen program wrote, as it is killed.
+func (f *flow) unwrite() {
+	if !f.stalled || !f.pair.network.open(f.from, f.to) {
+		return
+	}
+	f.stalled = false
+	for n := len(f.segments); n > 0 && f.segments[n-1].at.Equal(never()); n-- {
+		f.bytes -= len(f.segments[n-1].data)
+		f.segments = f.segments[:n-1]
+	}
+}
+
 func (f *flow) push(data []byte) {
-	if !f.stalled && !f.pair.network.open(f.from, f.to) {
+	if !f.stalled && !f.flows() {
 		f.stall(time.Now())
 	}
 	f.segments = append(f.segments, segment{at: f.arrivalOf(len(data)), data: append([]byte(nil), data...)})
@@ -90,7 +113,7 @@ func (f *flow) finish() {
 	if f.finished {
 		return
 	}
-	if !f.stalled && !f.pair.network.open(f.from, f.to) {
+	if !f.stalled && !f.flows() {
 		f.stall(time.Now())
 	}
 	f.finished, f.finishAt = true, f.arrivalOf(0)
@@ -113,9 +136,12 @@ func (f *flow) stall(now time.Time) {
 
 // resend is TCP's next try after a stall. Its pauses double, so the next try is up to as far away as the stall was long.
 func (f *flow) resend() {
-	f.stalled = false
 	pause := max(retransmitMin, min(time.Since(f.stalledAt), silenceMax/2))
-	at := roundUp(time.Now().Add(time.Duration(f.pair.network.random.Int64N(int64(pause)))))
+	f.resendAt(roundUp(time.Now().Add(time.Duration(f.pair.network.random.Int64N(int64(pause))))))
+}
+
+func (f *flow) resendAt(at time.Time) {
+	f.stalled = false
 	for i := range f.segments {
 		if f.segments[i].at.Equal(never()) {
 			f.segments[i].at = at
@@ -219,9 +245,6 @@ func (e *end) Write(b []byte) (int, error) {
 		switch {
 		case e.closed:
 			return written, e.fault("write", net.ErrClosed)
-		case e.process.frozen:
-			e.pause(e.out(), time.Time{})
-			continue
 		case e.err != nil:
 			return written, e.fault("write", e.err)
 		case e.out().finished:
