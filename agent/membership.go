@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -212,19 +213,41 @@ func (m *membership) status() api.Status {
 }
 
 // managerAddresses lists where a session may be had, the best first: this node's own replica, then the
-// managers of the roster, then those the record remembers, each in random order, so that agents spread.
+// managers of the roster, then those the record remembers, each in random order, so that agents spread; last, nodes that may
+// be managers by now.
 func (m *membership) managerAddresses() []string {
 	rec := m.currentRecord()
 	var addresses []string
 	if mg := m.manager.Load(); mg != nil && mg.serving() {
 		addresses = append(addresses, rec.AdvertiseAddr)
 	}
-	for _, a := range slices.Concat(shuffled(m.roster.managerAddresses()), m.movedManagers(), shuffled(rec.Managers)) {
+	for _, a := range slices.Concat(shuffled(m.roster.managerAddresses()), m.movedManagers(), shuffled(rec.Managers), m.others()) {
 		if !slices.Contains(addresses, a) {
 			addresses = append(addresses, a)
 		}
 	}
 	return addresses
+}
+
+// othersMax is how many nodes that are not known to be managers are asked in one round.
+const othersMax = 3
+
+// others are some nodes that gossip sees: while this node heard of no change, all the managers that it knew may have been replaced.
+// One that is no manager says so at once.
+func (m *membership) others() (addresses []string) {
+	g := m.gossip.Load()
+	if g == nil {
+		return nil
+	}
+	rec := m.currentRecord()
+	_, port, _ := net.SplitHostPort(rec.AdvertiseAddr)
+	for _, member := range g.Members() {
+		if host, _, err := net.SplitHostPort(member.Address); err == nil && member.State == gossipAlive && member.NodeID != rec.NodeID {
+			addresses = append(addresses, cmp.Or(m.roster.address(member.NodeID), net.JoinHostPort(host, port)))
+		}
+	}
+	addresses = shuffled(addresses)
+	return addresses[:min(len(addresses), othersMax)]
 }
 
 // movedManagers are managers that gossip sees at another address than the roster says: they tell the managers of it, but

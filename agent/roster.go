@@ -131,6 +131,16 @@ func (r *roster) managers() []swarm.Peer {
 	return peers
 }
 
+// address of a member's node port; empty if it is not known.
+func (r *roster) address(nodeID string) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if m := r.members[nodeID]; m != nil {
+		return m.Address
+	}
+	return ""
+}
+
 func (r *roster) managerAddresses() []string {
 	var addresses []string
 	for _, p := range r.managers() {

@@ -28,8 +28,8 @@ type MemoryDisk struct {
 	full    bool
 	failing bool
 	// safe is what a Crash leaves of a disk that lies; nil while it does not.
-	safe *memoryContent
-	delay   time.Duration
+	safe  *memoryContent
+	delay time.Duration
 }
 
 // memoryContent is what has reached the disk. Entries, values and snapshots are never changed in place.

@@ -3,8 +3,10 @@ package sim
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -133,4 +135,23 @@ func TestStory(t *testing.T) {
 // seedLimit may be set, as with the race detector everything takes longer.
 func seedLimit(t *testing.T) time.Duration {
 	return time.Duration(setting(t, "SIM_SEED_SECONDS", seedMax.Seconds()) * float64(time.Second))
+}
+
+// TestStories plays the stories of faults that were found and mended.
+func TestStories(t *testing.T) {
+	paths, err := filepath.Glob("stories/*.txtar")
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("no stories: %v", err)
+	}
+	for _, path := range paths {
+		t.Run(strings.TrimSuffix(filepath.Base(path), ".txtar"), func(t *testing.T) {
+			story, err := ReadStory(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, report := playStory(t, story); report != "" {
+				t.Error(report)
+			}
+		})
+	}
 }
