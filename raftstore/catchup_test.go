@@ -1,9 +1,11 @@
 package raftstore
 
 import (
+	"bytes"
 	"fmt"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/hashicorp/raft"
 	"pgregory.net/rapid"
@@ -151,6 +153,52 @@ func TestLoadedTablesAreInOrder(t *testing.T) {
 		}
 		if written.Tasks.tally != loaded.Tasks.tally || ids(written.Tasks.All()) != ids(loaded.Tasks.All()) {
 			t.Errorf("%s and %s", ids(written.Tasks.All()), ids(loaded.Tasks.All()))
+		}
+	})
+}
+
+// A snapshot is taken when the log is worth it, by its entries or by its size, and not again before it has grown.
+func TestSnapshotsFollowTheSizeOfTheLog(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		c.adjust = func(cfg *Config) { cfg.SnapshotBytes, cfg.SnapshotEntries = 1<<20, 10_000 }
+		m := c.form(1)[0]
+		c.leader(m)
+		large := func(i int) func(*Tx) error {
+			return func(tx *Tx) error {
+				changed := *tx.Cluster()
+				changed.RootPEM = bytes.Repeat([]byte{byte(i)}, 200<<10)
+				tx.PutCluster(changed)
+				return nil
+			}
+		}
+		taken := 0
+		last := m.Stats().Snapshot.Index
+		for i := range 24 {
+			c.update(m, large(i))
+			time.Sleep(10 * time.Second)
+			if now := m.Stats().Snapshot.Index; now != last {
+				taken, last = taken+1, now
+			}
+		}
+		if taken < 3 || taken > 5 {
+			t.Errorf("%d snapshots of 24 entries of 200 KB", taken)
+		}
+		c.adjust = func(cfg *Config) { cfg.SnapshotEntries = 50 }
+		c.kill(m)
+		m = c.start("n1", false)
+		c.leader(m)
+		small := func(n int) bool {
+			for range n {
+				c.update(m, createService(NewID()))
+			}
+			time.Sleep(10 * time.Second)
+			return m.Stats().Snapshot.Index != last
+		}
+		if small(100) {
+			t.Error("a snapshot of 200 KB because of some 10 KB of entries")
+		}
+		if !small(700) {
+			t.Error("no snapshot after 800 entries")
 		}
 	})
 }

@@ -130,7 +130,7 @@ func (d *disk) assemble(cfg Config, log *sealedLog, closing <-chan struct{}) err
 	if d.cache, err = raft.NewLogCache(logCacheEntries, d.log); err != nil {
 		return err
 	}
-	d.snapshots = &sealedSnapshots{SnapshotStore: d.bottom.snapshots, sealer: cfg.Sealer, dir: d.snapshotDir, flush: d.flushSnapshot}
+	d.snapshots = &sealedSnapshots{SnapshotStore: d.bottom.snapshots, sealer: cfg.Sealer, dir: d.snapshotDir, flush: d.flushSnapshot, logged: d.log.sizeBytes.Load}
 	covered, err := d.checkSnapshots()
 	if err != nil {
 		return err
@@ -302,7 +302,7 @@ func (d *disk) checkSnapshots() (covered uint64, err error) {
 	if err != nil {
 		return 0, err
 	}
-	d.snapshots.note(SnapshotStats{Index: meta.Index, SizeBytes: meta.Size, Time: time.Now()})
+	d.snapshots.note(SnapshotStats{Index: meta.Index, SizeBytes: meta.Size, Time: time.Now()}, 0)
 	return meta.Index, plain.Close()
 }
 
@@ -330,11 +330,15 @@ func (d *disk) checkLog(covered uint64) error {
 			d.log.path, first, d.snapshots.dir, covered, rejoinAdvice)
 	}
 	for index := first; first > 0 && index <= last; index++ {
-		if err := d.log.read(index, new(raft.Log)); err != nil {
+		var entry raft.Log
+		if err := d.log.read(index, &entry); err != nil {
 			if errors.Is(err, raft.ErrLogNotFound) {
 				err = d.log.damaged(index, err)
 			}
 			return err
+		}
+		if index > covered {
+			d.log.sizeBytes.Add(int64(len(entry.Data)))
 		}
 	}
 	return nil

@@ -23,6 +23,8 @@ type sealedLog struct {
 	broken func(error)
 	// live is set once raft's own goroutines run: from then on an error would be answered by a panic.
 	live atomic.Bool
+	// sizeBytes counts what was stored, and what the start found beyond the newest snapshot.
+	sizeBytes atomic.Int64
 	// applied is the index of the last applied command.
 	applied func() uint64
 
@@ -98,6 +100,9 @@ func (s *sealedLog) StoreLogs(logs []*raft.Log) error {
 	}
 	if err := s.LogStore.StoreLogs(sealed); err != nil {
 		return s.stored(fmt.Errorf("write the cluster log %s: %w", s.path, err))
+	}
+	for _, l := range sealed {
+		s.sizeBytes.Add(int64(len(l.Data)))
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"time"
 
@@ -32,10 +33,21 @@ type sealedSnapshots struct {
 	dir string
 	// flush has what is there of a snapshot written; nil where that means nothing.
 	flush func(id string) error
+	// logged is how many bytes of the log were stored so far.
+	logged func() int64
 
 	mu sync.Mutex // guards:
 	// newest describes the newest snapshot.
 	newest SnapshotStats
+	// logBytes is how much of the log there was when the newest was begun.
+	logBytes int64
+}
+
+// logSince is how much of the log the newest snapshot does not cover.
+func (s *sealedSnapshots) logSince() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.logged() - s.logBytes
 }
 
 func (s *sealedSnapshots) stats() SnapshotStats {
@@ -44,10 +56,10 @@ func (s *sealedSnapshots) stats() SnapshotStats {
 	return s.newest
 }
 
-func (s *sealedSnapshots) note(newest SnapshotStats) {
+func (s *sealedSnapshots) note(newest SnapshotStats, logBytes int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.newest = newest
+	s.newest, s.logBytes = newest, logBytes
 }
 
 // Create begins a snapshot.
@@ -59,7 +71,7 @@ func (s *sealedSnapshots) Create(version raft.SnapshotVersion, index, term uint6
 		return nil, fmt.Errorf("create snapshot in %s: %w", s.dir, err)
 	}
 	context := snapshotContext(index, term, configuration, configurationIndex)
-	return &sealedSink{SnapshotSink: sink, chunks: chunks{sealer: s.sealer, context: context}, of: s, index: index, began: time.Now()}, nil
+	return &sealedSink{SnapshotSink: sink, chunks: chunks{sealer: s.sealer, context: context}, of: s, index: index, began: time.Now(), logBytes: s.logged()}, nil
 }
 
 // snapshotContext also covers the membership, which lies in plain text beside the sealed state.
@@ -125,6 +137,8 @@ type sealedSink struct {
 	of    *sealedSnapshots
 	index uint64
 	began time.Time
+	// logBytes is how much of the log there was at the beginning.
+	logBytes int64
 	// sizeBytes is what was written so far, sealed.
 	sizeBytes int64
 	// unflushed is how much of it the kernel may not have written yet.
@@ -136,7 +150,7 @@ type sealedSink struct {
 func (s *sealedSink) Write(p []byte) (int, error) {
 	s.plain = append(s.plain, p...)
 	for len(s.plain) > snapshotChunkBytes {
-		if err := s.flush(s.plain[:snapshotChunkBytes], false); err != nil {
+		if err := s.seal(s.plain[:snapshotChunkBytes], false); err != nil {
 			return 0, err
 		}
 		s.plain = append(s.plain[:0], s.plain[snapshotChunkBytes:]...)
@@ -144,18 +158,25 @@ func (s *sealedSink) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// flush writes a chunk: last byte, length in 4 bytes, sealed data.
-func (s *sealedSink) flush(plain []byte, last bool) error {
+// seal writes a chunk: last byte, length in 4 bytes, sealed data.
+func (s *sealedSink) seal(plain []byte, last bool) error {
 	sealed, err := s.sealer.Seal(plain, s.place(last))
 	if err != nil {
 		return err
 	}
 	s.count++
-	header := make([]byte, 1, 5)
+	var header [5]byte
 	if last {
 		header[0] = 1
 	}
-	n, err := s.SnapshotSink.Write(append(binary.BigEndian.AppendUint32(header, uint32(len(sealed))), sealed...))
+	binary.BigEndian.PutUint32(header[1:], uint32(len(sealed)))
+	if _, err := s.SnapshotSink.Write(header[:]); err != nil {
+		return err
+	}
+	n, err := s.SnapshotSink.Write(sealed)
+	n += len(header)
+	// Who commits meanwhile goes first.
+	runtime.Gosched()
 	s.sizeBytes += int64(n)
 	s.unflushed += n
 	if err == nil && s.unflushed >= snapshotFlushBytes && s.of.flush != nil {
@@ -172,13 +193,13 @@ func (s *sealedSink) Close() error {
 		return nil
 	}
 	s.closed = true
-	if err := s.flush(s.plain, true); err != nil {
+	if err := s.seal(s.plain, true); err != nil {
 		return errors.Join(err, s.SnapshotSink.Cancel())
 	}
 	if err := s.SnapshotSink.Close(); err != nil {
 		return err
 	}
-	s.of.note(SnapshotStats{Index: s.index, SizeBytes: s.sizeBytes, Time: time.Now(), Took: time.Since(s.began)})
+	s.of.note(SnapshotStats{Index: s.index, SizeBytes: s.sizeBytes, Time: time.Now(), Took: time.Since(s.began)}, s.logBytes)
 	return nil
 }
 

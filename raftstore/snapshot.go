@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
+	"time"
 
 	"github.com/hashicorp/raft"
 )
@@ -143,4 +145,34 @@ func (f *fsm) Restore(from io.ReadCloser) error {
 	f.sums.reset(state)
 	f.publish(&Dirty{All: true})
 	return nil
+}
+
+// snapshotRetry is how long to wait after a snapshot that could not be taken.
+const snapshotRetry = 30 * time.Second
+
+// followLog takes a snapshot whenever the log has grown enough.
+func (s *Store) followLog() {
+	wait := s.cfg.SnapshotInterval
+	for {
+		// Managers that grow alike should not all write at the same time.
+		select {
+		case <-time.After(wait + rand.N(wait)):
+		case <-s.closing:
+			return
+		}
+		wait = s.cfg.SnapshotInterval
+		last := s.disk.snapshots.stats()
+		if entries := s.raft.AppliedIndex() - min(last.Index, s.raft.AppliedIndex()); !s.cfg.snapshotDue(entries, s.disk.snapshots.logSince(), last.SizeBytes) {
+			continue
+		}
+		if _, err := s.await(s.committing, func() raft.Future { return s.raft.Snapshot() }); err != nil && !s.stopping() {
+			s.log.Warn("snapshot not taken", "error", err)
+			wait = snapshotRetry
+		}
+	}
+}
+
+// snapshotDue weighs what a snapshot costs, which is its size, against what it saves, which is the log since the last one.
+func (c Config) snapshotDue(entries uint64, logBytes, snapshotBytes int64) bool {
+	return logBytes >= max(c.SnapshotBytes, snapshotBytes) || entries >= c.SnapshotEntries && logBytes >= snapshotBytes/4
 }

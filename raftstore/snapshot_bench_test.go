@@ -41,6 +41,7 @@ func BenchmarkMillionTasks(b *testing.B) {
 				b.Fatal(err)
 			}
 			took = time.Since(began)
+			b.Logf("snapshot taken in %s", took)
 		})
 		stats := store.Stats().Snapshot
 		end()
@@ -108,7 +109,7 @@ func fillTasks(s *Store, n int) {
 func longestPause(b testing.TB, s *Store, work func()) time.Duration {
 	var (
 		mu      sync.Mutex
-		last    = time.Now()
+		last    time.Time
 		longest time.Duration
 		writers errgroup.Group
 	)
@@ -116,7 +117,8 @@ func longestPause(b testing.TB, s *Store, work func()) time.Duration {
 	if err := s.Update(ctx, putTask); err != nil {
 		b.Fatal(err)
 	}
-	last = time.Now()
+	began := time.Now()
+	last = began
 	for range 4 {
 		writers.Go(func() error {
 			for ctx.Err() == nil {
@@ -125,7 +127,11 @@ func longestPause(b testing.TB, s *Store, work func()) time.Duration {
 				}
 				mu.Lock()
 				now := time.Now()
-				longest, last = max(longest, now.Sub(last)), now
+				if pause := now.Sub(last); pause > longest {
+					longest = pause
+					b.Logf("pause of %s after %s", pause, now.Sub(began))
+				}
+				last = now
 				mu.Unlock()
 			}
 			return nil

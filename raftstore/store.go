@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -56,11 +57,13 @@ type Config struct {
 	HeartbeatTimeout time.Duration
 	ElectionTimeout  time.Duration
 	LeaderLease      time.Duration
-	// SnapshotEntries (2,048) is after how many log entries a snapshot is taken, TrailingEntries (2,048) how many
-	// entries before it are kept for followers that are a little behind.
+	// SnapshotEntries (2,048) is after how many log entries a snapshot is taken, if they are not small against the last one;
+	// SnapshotBytes (64 MiB) after how much of the log, if that is not less than the last one. TrailingEntries (2,048) is
+	// how many entries before it are kept for followers that are a little behind.
 	SnapshotEntries uint64
+	SnapshotBytes   int64
 	TrailingEntries uint64
-	// SnapshotInterval (30 s) is how often it is checked whether a snapshot is due.
+	// SnapshotInterval (2 s) is how often it is checked whether a snapshot is due.
 	SnapshotInterval time.Duration
 	// CheckRows is for tests: it panics when a row that was read from the store was changed by its reader.
 	CheckRows bool
@@ -91,7 +94,8 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.LeaderLease, 250*time.Millisecond)
 	setDefault(&c.SnapshotEntries, 2048)
 	setDefault(&c.TrailingEntries, 2048)
-	setDefault(&c.SnapshotInterval, 30*time.Second)
+	setDefault(&c.SnapshotBytes, 64<<20)
+	setDefault(&c.SnapshotInterval, 2*time.Second)
 	return c
 }
 
@@ -110,9 +114,9 @@ func (c Config) raft(notify chan bool) *raft.Config {
 	conf.LeaderLeaseTimeout = c.LeaderLease
 	conf.CommitTimeout = commitTimeout
 	conf.MaxAppendEntries = appendEntriesMax
-	conf.SnapshotThreshold = c.SnapshotEntries
 	conf.TrailingLogs = c.TrailingEntries
-	conf.SnapshotInterval = c.SnapshotInterval
+	// followLog decides when to take a snapshot: raft counts entries and knows nothing of their size.
+	conf.SnapshotThreshold = math.MaxUint64
 	// A removed manager is told by its agent to stop; until then it stays a quiet replica.
 	conf.ShutdownOnRemove = false
 	conf.NotifyCh = notify
@@ -224,6 +228,7 @@ func (s *Store) join() error {
 	s.background.Go(func() { s.followLeader(observations) })
 	s.background.Go(s.followReach)
 	s.background.Go(s.followContact)
+	s.background.Go(s.followLog)
 	for range entriesInFlightMax {
 		s.background.Go(s.commitWaiting)
 	}
