@@ -39,6 +39,9 @@ func (m *membership) manage(ctx context.Context, server *rpc.Server) error {
 	if err != nil {
 		return err
 	}
+	if err := m.renewExpired(config); err != nil {
+		m.log.Warn("expired certificate not renewed from this replica", "err", err)
+	}
 	peers := newRaftPeers(m.dialer)
 	defer peers.Close()
 	config.Peers = peers
@@ -54,9 +57,6 @@ func (m *membership) manage(ctx context.Context, server *rpc.Server) error {
 	}
 	if c := store.Local().Cluster(); c != nil && c.ID != rec.ClusterID {
 		return errors.Join(closeStore(store), fmt.Errorf("the raft state in %s belongs to cluster %s, this node to %s: restore the data directory from one backup, or leave and join again", m.node.raftDir(), c.ID, rec.ClusterID))
-	}
-	if err := m.renewExpired(store); err != nil {
-		m.log.Warn("expired certificate not renewed from this replica", "err", err)
 	}
 	mg := &manager{nodeID: rec.NodeID, store: store, orchestrator: service.New(store, m.node.rootLog)}
 	mg.dispatcher = dispatcher.New(dispatcher.Config{
@@ -103,12 +103,16 @@ func closeStore(store *raftstore.Store) error {
 }
 
 // renewExpired gives this manager a certificate from its own replica when its last one ended while it was
-// switched off: nobody would accept it any more, not even to renew it, yet it holds the root key itself.
-func (m *membership) renewExpired(store *raftstore.Store) error {
+// switched off: nobody would accept it any more, not even to renew it, yet it holds the root key itself. It comes before the replica is
+// opened, because managers whose certificates all ended could not even elect a leader.
+func (m *membership) renewExpired(config raftstore.Config) error {
 	if time.Now().Before(m.identity.Certificate().Leaf.NotAfter) {
 		return nil
 	}
-	state := store.Local()
+	state, err := raftstore.Peek(config)
+	if err != nil {
+		return err
+	}
 	cluster := state.Cluster()
 	row, ok := state.Nodes.Get(m.identity.NodeID())
 	if cluster == nil || !ok || row.Spec.Role != swarm.NodeRoleManager {

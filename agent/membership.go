@@ -24,8 +24,9 @@ import (
 )
 
 const (
-	// renewRetry is the pause after a certificate renewal that no manager granted.
-	renewRetry = time.Second
+	// renewRetry and renewRetryMax bound the pause after a certificate renewal that no manager granted.
+	renewRetry    = time.Second
+	renewRetryMax = 30 * time.Second
 	// renewMax is how long one manager may take to renew a certificate before another one is asked.
 	renewMax = 3 * time.Second
 	// roleCheck bounds how long a change of role can go unnoticed if its wake-up was lost.
@@ -72,7 +73,8 @@ type membership struct {
 }
 
 func newMembership(n *node, r record, identity *pki.Identity, f *founding) *membership {
-	dialer := &rpc.Dialer{Network: n.edges.Network, Identity: identity}
+	roster := newRoster()
+	dialer := &rpc.Dialer{Network: n.edges.Network, Identity: identity, Authorizer: reached{roster}}
 	leaving, leave := context.WithCancel(context.Background())
 	m := &membership{
 		node:        n,
@@ -81,7 +83,7 @@ func newMembership(n *node, r record, identity *pki.Identity, f *founding) *memb
 		founding:    f,
 		dialer:      dialer,
 		nodeAPI:     dialer.NodeAPI(),
-		roster:      newRoster(),
+		roster:      roster,
 		roleChanged: newPoke(),
 		renewNow:    newPoke(),
 		rosterMoved: newPoke(),
@@ -334,7 +336,7 @@ func (m *membership) runRenewals(ctx context.Context) error {
 		case <-m.renewNow:
 			due.Stop()
 		}
-		for ctx.Err() == nil {
+		for retry := renewRetry; ctx.Err() == nil; retry = min(2*retry, renewRetryMax) {
 			err := m.renew(ctx)
 			if err == nil && m.hasOrderedRole() {
 				break
@@ -342,10 +344,11 @@ func (m *membership) runRenewals(ctx context.Context) error {
 			if err == nil {
 				err = errors.New("it does not say the role that the cluster wants")
 			}
-			m.log.Warn("certificate not renewed", "err", err, "retry", renewRetry)
+			m.log.Warn("certificate not renewed", "err", err, "retry", retry)
 			select {
 			case <-ctx.Done():
-			case <-time.After(renewRetry):
+			case <-m.renewNow:
+			case <-time.After(retry):
 			}
 		}
 	}

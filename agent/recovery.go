@@ -15,7 +15,7 @@ import (
 )
 
 const (
-	// leaderAwaitMax is how long a leader may take to show up before a cluster counts as one that has none: longer than an election.
+	// leaderAwaitMax is how long there must have been no leader before a cluster counts as one that has none: longer than an election.
 	leaderAwaitMax  = 4 * time.Second
 	leaderAwaitPoll = 100 * time.Millisecond
 	// pauseMax bounds the end of everything that a membership runs.
@@ -107,15 +107,18 @@ func (n *node) recoverable(ctx context.Context) (*membership, *raftstore.Store, 
 		return nil, nil, errdefs.ErrUnavailable.WithMessage("This manager has no copy of the swarm's state yet: run this on another manager")
 	}
 	// An election that is under way, as after a restart, is no loss of the quorum.
-	for begun := time.Now(); time.Since(begun) < leaderAwaitMax; pauseFor(ctx, leaderAwaitPoll) {
-		if id, address := mg.store.Leader(); id != "" && ctx.Err() == nil {
+	for ; ; pauseFor(ctx, leaderAwaitPoll) {
+		since := mg.store.LeaderlessSince()
+		if !since.IsZero() && time.Since(since) >= leaderAwaitMax {
+			return m, mg.store, nil
+		}
+		if id, address := mg.store.Leader(); id != "" {
 			return nil, nil, errdefs.ErrConflict.WithMessage(fmt.Sprintf("The swarm has a leader (node %s at %s), so nothing is lost: demote or remove the managers that are gone (\"swarm node demote\") instead of forcing a new cluster", id, address))
 		}
 		if ctx.Err() != nil {
 			return nil, nil, ctx.Err()
 		}
 	}
-	return m, mg.store, nil
 }
 
 // forceNewCluster makes this manager the only one of its cluster. The others become workers: those that return give up

@@ -99,6 +99,19 @@ func (r *roster) authorize(p rpc.Peer) error {
 	return nil
 }
 
+// reached refuses to speak to nodes that were removed, whatever their certificates say.
+type reached struct{ roster *roster }
+
+// Authorize lets all others be: whether they are managers is for their certificates to say, which are newer than the roster may be.
+func (r reached) Authorize(p rpc.Peer) error {
+	r.roster.mu.Lock()
+	defer r.roster.mu.Unlock()
+	if _, gone := r.roster.removed[p.NodeID]; gone {
+		return errdefs.ErrUnavailable.WithMessage(fmt.Sprintf("node %s at %s was removed from the swarm", p.NodeID, p.Address))
+	}
+	return nil
+}
+
 // outdatedRole refuses a certificate whose role is over; of this kind, the port still lets its holder renew it.
 func outdatedRole(p rpc.Peer) error {
 	return errdefs.ErrFailedPrecondition.WithMessage(fmt.Sprintf("node %s is not a manager of the swarm any more", p.NodeID))

@@ -20,6 +20,8 @@ const (
 	formatVersion = 1
 	// goodbyeMax is how long a manager may take to hear a good-bye.
 	goodbyeMax = time.Second
+	// resignMax bounds the wait for a session to say in that this node leaves.
+	resignMax = 3 * time.Second
 	// welcomeMax is how long a manager may take to answer a hello; it has to find a leader first.
 	welcomeMax = 5 * time.Second
 	// beatsMissedMax is how many beats in a row may stay without any word from the manager: 2 s with the default grace time.
@@ -342,7 +344,7 @@ func (s *session) take(message *rpc.ManagerMessage) {
 			s.m.log.Info("node presence", "node", of.NodeId, "presence", of.Presence)
 		}
 		for _, id := range s.m.roster.apply(message.GetRoster()) {
-			s.m.server.Load().Cut(id)
+			s.m.cut(id)
 		}
 		s.m.rememberManagers()
 		s.m.rosterMoved.send()
@@ -351,6 +353,12 @@ func (s *session) take(message *rpc.ManagerMessage) {
 	case message.GetMove() != nil:
 		s.moving = true
 	}
+}
+
+// cut ends every connection with a node, whoever opened it.
+func (m *membership) cut(nodeID string) {
+	m.server.Load().Cut(nodeID)
+	m.dialer.Cut(nodeID)
 }
 
 // obey does what the cluster wants of the node itself.
@@ -375,9 +383,12 @@ func (m *membership) resign(ctx context.Context) {
 			m.log.Warn("left without handing over the manager role", "err", err)
 		}
 	}
-	if !m.inSession.Load() {
+	if !m.inSession.Load() && len(m.roster.managers()) == 0 {
 		return
 	}
+	// A session that ended with the manager role comes back in a moment.
+	ctx, cancel := context.WithTimeout(ctx, resignMax)
+	defer cancel()
 	answered := make(chan struct{})
 	select {
 	case m.resigns <- answered:

@@ -65,6 +65,16 @@ func Recover(cfg Config) (Recovery, error) {
 	return lost.preview, errors.Join(err, lost.disk.close())
 }
 
+// Peek is the state that follows from all of a manager's log, committed or not, without taking part in the cluster. It
+// needs of cfg what Recover needs, and changes nothing.
+func Peek(cfg Config) (*State, error) {
+	lost, err := openLost(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return lost.fsm.published.Load(), lost.disk.close()
+}
+
 // PreviewRecovery is the same for a manager that runs, which knows more.
 func (s *Store) PreviewRecovery() (Recovery, error) {
 	state := s.Local()

@@ -20,9 +20,11 @@ type caller struct {
 	address  string
 	protocol string
 	// manager demands a manager at the other end: a worker that took over a manager's address must not give orders.
-	manager  bool
-	identity Identity // nil: without a certificate
-	roots    func() *x509.CertPool
+	manager    bool
+	identity   Identity // nil: without a certificate
+	roots      func() *x509.CertPool
+	authorizer Authorizer // may be nil
+	calls      *calls     // may be nil
 
 	mu      sync.Mutex
 	failure error // of the latest attempt; nil once the other end has spoken
@@ -79,7 +81,15 @@ func (c *caller) handshake(ctx context.Context, raw net.Conn) (net.Conn, Peer, e
 		return nil, Peer{}, c.note(err)
 	}
 	peer.Address = c.address
-	return &called{Conn: conn, caller: c}, peer, nil
+	if c.authorizer != nil {
+		if err := c.authorizer.Authorize(peer); err != nil {
+			_ = raw.Close()
+			return nil, Peer{}, c.note(err)
+		}
+	}
+	opened := &called{Conn: conn, caller: c, peer: peer}
+	c.calls.add(opened)
+	return opened, peer, nil
 }
 
 func (c *caller) tlsConfig() *tls.Config {
@@ -175,7 +185,13 @@ const remoteAlert = "remote error"
 type called struct {
 	*tls.Conn
 	caller *caller
+	peer   Peer
 	heard  atomic.Bool // the other end has said something
+}
+
+func (c *called) Close() error {
+	c.caller.calls.forget(c)
+	return c.Conn.Close()
 }
 
 func (c *called) Read(b []byte) (int, error) {

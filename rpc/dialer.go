@@ -18,6 +18,18 @@ import (
 type Dialer struct {
 	Network  Network
 	Identity Identity
+	// Authorizer may refuse a node that was reached, by what its certificate cannot say; it may be nil.
+	Authorizer Authorizer
+
+	calls calls
+}
+
+// Cut closes every live connection that was opened to a node; those that it opened are the Server's matter.
+func (d *Dialer) Cut(nodeID string) {
+	for _, c := range d.calls.of(nodeID) {
+		// Without a word to the peer, which may not read.
+		_ = c.NetConn().Close()
+	}
 }
 
 // GRPC returns a client connection to a manager that is dialed lazily; the caller closes it. Its RPCs fail at once
@@ -114,7 +126,8 @@ func (c *caller) joining(ctx context.Context, method string, request, answer any
 }
 
 func (d *Dialer) caller(address, protocol string, manager bool) *caller {
-	return &caller{network: d.Network, address: address, protocol: protocol, manager: manager, identity: d.Identity, roots: d.Identity.Roots}
+	return &caller{network: d.Network, address: address, protocol: protocol, manager: manager,
+		identity: d.Identity, roots: d.Identity.Roots, authorizer: d.Authorizer, calls: &d.calls}
 }
 
 // Accepts says whether a node's port takes a connection, which is closed again without a word: nil when it does. It tells a

@@ -82,7 +82,13 @@ func (s *Server) Raft() net.Listener {
 func (s *Server) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.accept(ctx) })
-	g.Go(func() error { return s.grpc.Serve(s.grpcQueue) })
+	g.Go(func() error {
+		// Stopped before it began: ctx ended at once.
+		if err := s.grpc.Serve(s.grpcQueue); !errors.Is(err, grpc.ErrServerStopped) {
+			return err
+		}
+		return nil
+	})
 	g.Go(func() error {
 		s.http.BaseContext = func(net.Listener) context.Context { return ctx }
 		if err := s.http.Serve(s.httpQueue); !errors.Is(err, http.ErrServerClosed) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -339,5 +340,53 @@ func TestRaftIsServedAgainAfterADemotion(t *testing.T) {
 		conn, err := second.Accept()
 		check(t, err)
 		_ = conn.Close()
+	})
+}
+
+func TestDialerCutsWhatItOpenedToANode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newAuthority(t, "c1")
+		p := serve(t, ca.identity("m1", Manager), asManager)
+		accepted := p.Raft()
+		dialer := p.dialer(ca.identity("m2", Manager))
+		raft, err := dialer.Raft(t.Context(), managerAddress)
+		check(t, err)
+		there, err := accepted.Accept()
+		check(t, err)
+		defer there.Close()
+		ended := make(chan error, 1)
+		go func() { _, err := raft.Read(make([]byte, 1)); ended <- err }()
+		dialer.Cut("m3")
+		synctest.Wait()
+		select {
+		case err := <-ended:
+			t.Fatalf("another node's stream was cut too: %v", err)
+		default:
+		}
+		dialer.Cut("m1")
+		if err := <-ended; err == nil {
+			t.Error("the stream goes on")
+		}
+		_ = raft.Close() // there is nobody to say good-bye to
+		if left := dialer.calls.of("m1"); len(left) > 0 {
+			t.Errorf("%d connections are remembered", len(left))
+		}
+	})
+}
+
+type refuseAll struct{}
+
+func (refuseAll) Authorize(p Peer) error {
+	return fmt.Errorf("node %s was removed: %w", p.NodeID, errdefs.ErrUnavailable)
+}
+
+func TestDialerDoesNotSpeakToNodesThatAreRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newAuthority(t, "c1")
+		p := serve(t, ca.identity("m1", Manager), asManager)
+		dialer := p.dialer(ca.identity("m2", Manager))
+		dialer.Authorizer = refuseAll{}
+		_, err := dialer.Raft(t.Context(), managerAddress)
+		kindOf(t, err, errdefs.ErrUnavailable, "node m1 was removed")
 	})
 }
