@@ -75,9 +75,9 @@ func TestManagerThatCameBackGetsAgentsAgain(t *testing.T) {
 		all[0].within(40*time.Second, "the manager's agent is at home", func() bool { return slices.Contains(back.agents(), back.name) })
 		took := all[0].within(20*time.Minute, "it serves its share", func() bool { return len(back.agents()) >= 2 })
 		t.Logf("it serves %s after %s", back.agents(), took)
-		time.Sleep(4 * time.Minute)
+		time.Sleep(2 * time.Minute)
 		served := fmt.Sprint(all[0].agents(), all[1].agents(), all[2].agents())
-		time.Sleep(4 * time.Minute)
+		time.Sleep(2 * time.Minute)
 		if later := fmt.Sprint(all[0].agents(), all[1].agents(), all[2].agents()); later != served {
 			t.Errorf("agents still move:\n%s\n%s", served, later)
 		}
