@@ -183,7 +183,7 @@ func TestCertificatesAreRenewed(t *testing.T) {
 		first := []time.Time{ends(n1), ends(n2)}
 		time.Sleep(8 * life / 5)
 		for i, m := range all {
-			if end := ends(m); !end.After(first[i].Add(life / 2)) || !m.row(n1).Session.Heard() {
+			if end := ends(m); !end.After(first[i].Add(life/2)) || !m.row(n1).Session.Heard() {
 				t.Errorf("after more than one life the certificate of %s ends at %s", m.name, end)
 			}
 		}
