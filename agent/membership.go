@@ -185,6 +185,8 @@ func (m *membership) status() api.Status {
 		Address:   host,
 		State:     swarm.LocalNodeStatePending,
 		Managers:  m.roster.managers(),
+		Suspects:  m.Suspects(),
+		Heard:     m.inSession.Load(),
 	}
 	select {
 	case <-m.ready.done():

@@ -302,7 +302,7 @@ func newCluster(t *testing.T) *cluster {
 	c.store = openStore(t)
 	c.one = newFakeNode(Status{NodeID: nodeOne, Address: "10.0.0.1", State: swarm.LocalNodeStateActive, Store: c.store,
 		Managers: []swarm.Peer{{NodeID: nodeOne, Addr: "10.0.0.1:2377"}},
-		Gossip:   []GossipMember{{NodeID: nodeOne, Address: "10.0.0.1:7946", State: "alive"}}})
+		Heard:    true, Gossip: []GossipMember{{NodeID: nodeOne, Address: "10.0.0.1:7946", State: "alive"}}})
 	c.two = newFakeNode(Status{NodeID: nodeTwo, Address: "10.0.0.2", State: swarm.LocalNodeStateActive})
 	c.api = newAPI(c.one, c.network)
 	two := httptest.NewServer(newAPI(c.two, c.network).NodeLocal())

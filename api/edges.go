@@ -38,6 +38,10 @@ type Status struct {
 	Store *raftstore.Store
 	// Managers are the managers this node knows: node id and host:port.
 	Managers []swarm.Peer
+	// Suspects are ids of nodes that new connections avoid.
+	Suspects []string
+	// Heard says that some manager hears this node.
+	Heard bool
 	// Gossip are the members that gossip sees.
 	Gossip []GossipMember
 }

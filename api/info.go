@@ -16,16 +16,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Info is the answer of GET /info: Docker's, and the members that gossip sees.
+// Info is the answer of GET /info: Docker's, and what this node knows of others by itself.
 type Info struct {
 	system.Info
+	// SwarmMembers are the members that gossip sees.
 	SwarmMembers []GossipMember `json:",omitempty"`
+	// SwarmSuspects are ids of nodes that new connections avoid.
+	SwarmSuspects []string `json:",omitempty"`
 }
 
 func (a *API) info(w http.ResponseWriter, r *request) error {
 	status := a.cfg.Node.Status()
 	description := a.cfg.Node.Description()
-	info := Info{Info: a.hostInfo(description), SwarmMembers: status.Gossip}
+	info := Info{Info: a.hostInfo(description), SwarmMembers: status.Gossip, SwarmSuspects: status.Suspects}
 	info.ID = status.NodeID
 	info.Swarm = a.swarmInfo(status)
 	info.Warnings = info.Swarm.Warnings
@@ -115,6 +118,9 @@ func (a *API) swarmInfo(status Status) swarm.Info {
 	}
 	if info.LocalNodeState == "" {
 		info.LocalNodeState = swarm.LocalNodeStateInactive
+	}
+	if status.State == swarm.LocalNodeStateActive && !status.Heard {
+		info.Warnings = append(info.Warnings, "no manager hears this node now: what runs here runs on, nothing new is taken; the others are avoided by what gossip sees")
 	}
 	if status.Store == nil {
 		return info

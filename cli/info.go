@@ -86,6 +86,9 @@ func printInfo(out io.Writer, here api.Info) {
 	if len(here.Swarm.RemoteManagers) > 0 {
 		line("Managers", managers(here.Swarm.RemoteManagers))
 	}
+	if len(here.SwarmSuspects) > 0 {
+		line("Avoided", strings.Join(here.SwarmSuspects, " "))
+	}
 	if len(here.SwarmMembers) > 0 {
 		fmt.Fprintln(w, "Seen by gossip:")
 		for _, m := range here.SwarmMembers {
