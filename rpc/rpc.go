@@ -22,6 +22,8 @@ const (
 
 	// headerBytesMax bounds the headers of an RPC or of a swarm-node request.
 	headerBytesMax = 16 << 10
+	// bufferBytes is what a gRPC connection reads and writes at a time. A manager has one for every agent, and most are idle.
+	bufferBytes = 4 << 10
 	// streamsMax bounds the RPCs in progress on one connection.
 	streamsMax = 128
 	// connectionsMax bounds all connections together, handshakes included.

@@ -31,7 +31,8 @@ type lab struct {
 	ctx   context.Context
 }
 
-func newLab(tb testing.TB) *lab {
+// newLab has an orchestrator only if it is to place tasks itself.
+func newLab(tb testing.TB, orchestrate bool) *lab {
 	tb.Helper()
 	log := slog.New(slog.DiscardHandler)
 	store, err := raftstore.Open(raftstore.Config{
@@ -58,7 +59,9 @@ func newLab(tb testing.TB) *lab {
 	work.Go(func() error {
 		return store.WhileLeader(ctx, func(ctx context.Context) error {
 			g, ctx := errgroup.WithContext(ctx)
-			g.Go(func() error { return service.New(store, log).Run(ctx) })
+			if orchestrate {
+				g.Go(func() error { return service.New(store, log).Run(ctx) })
+			}
 			g.Go(func() error { return l.d.RunLiveness(ctx) })
 			return g.Wait()
 		})
@@ -213,7 +216,7 @@ func BenchmarkScale(b *testing.B) {
 
 func scale(b *testing.B, nodes, services, replicas int, report bool) {
 	b.StopTimer()
-	l := newLab(b)
+	l := newLab(b, true)
 	ids := l.nodes("n", nodes)
 	total := int64(services * replicas)
 	var delivered atomic.Int64
