@@ -153,6 +153,83 @@ func TestUpgradedStreamWorks(t *testing.T) {
 	})
 }
 
+// What a node opened to others has to end too when they are removed: streams of every kind, and those to others must not.
+func TestCutEndsWhatWasDialed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newAuthority(t, "c1")
+		network := newPipes()
+		dialer := &Dialer{Network: network, Identity: ca.identity("m1", Manager)}
+		transport := dialer.NodeAPI()
+		defer transport.(*nodeTransport).CloseIdleConnections()
+		open := func(id, address string) (streams map[string]func() error) {
+			p := serveAt(t, network, address, ca.identity(id, Manager), func(s *Server) {
+				asManager(s)
+				s.cfg.NodeAPI = http.HandlerFunc(echoUpgraded)
+			})
+			accepted := p.Raft()
+			conn, err := dialer.GRPC(address)
+			check(t, err)
+			t.Cleanup(func() { _ = conn.Close() })
+			session, err := NewDispatcherClient(conn).Session(t.Context())
+			check(t, err)
+			raft, err := dialer.Raft(t.Context(), address)
+			check(t, err)
+			t.Cleanup(func() { _ = raft.Close() })
+			far, err := accepted.Accept()
+			check(t, err)
+			t.Cleanup(func() { _ = far.Close() })
+			go func() { _, _ = io.Copy(far, far) }()
+			r := request(t, "/containers/x/logs")
+			r.URL.Host = address
+			r.Header.Set("Connection", "Upgrade")
+			r.Header.Set("Upgrade", "tcp")
+			answer, err := transport.RoundTrip(r)
+			check(t, err)
+			exec := answer.Body.(io.ReadWriteCloser)
+			t.Cleanup(func() { _ = exec.Close() })
+			echo := func(stream io.ReadWriter) func() error {
+				return func() error {
+					_, err := stream.Write([]byte("hello\n"))
+					if err == nil {
+						_, err = stream.Read(make([]byte, 100))
+					}
+					return err
+				}
+			}
+			return map[string]func() error{"raft": echo(raft), "exec": echo(exec), "session": func() error {
+				if err := session.Send(&AgentMessage{}); err != nil {
+					return err
+				}
+				_, err := session.Recv()
+				return err
+			}}
+		}
+		gone, stays := open("m2", "10.0.0.2:2377"), open("m3", "10.0.0.3:2377")
+		for _, streams := range []map[string]func() error{gone, stays} {
+			for kind, works := range streams {
+				if err := works(); err != nil {
+					t.Fatalf("%s: %v", kind, err)
+				}
+			}
+		}
+		dialer.Cut("m2")
+		synctest.Wait()
+		for kind, works := range gone {
+			if works() == nil {
+				t.Errorf("the %s stream goes on after a cut", kind)
+			}
+		}
+		for kind, works := range stays {
+			if err := works(); err != nil {
+				t.Errorf("the %s stream to another node was cut too: %v", kind, err)
+			}
+		}
+		if live := len(dialer.calls.of("m2")); live != 0 {
+			t.Errorf("%d connections are still counted", live)
+		}
+	})
+}
+
 func echoUpgraded(w http.ResponseWriter, _ *http.Request) {
 	conn, buffered, err := http.NewResponseController(w).Hijack()
 	if err != nil {
