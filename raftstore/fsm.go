@@ -251,13 +251,8 @@ func (f *fsm) forget(index uint64) {
 	}
 }
 
-// begin forks the published state for a closure. Forks of one state must not run at the same time, hence the lock.
-func (f *fsm) begin() *Tx {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	base := f.published.Load()
-	return newTx(base, base.fork())
-}
+// begin starts a transaction on the published state.
+func (f *fsm) begin() *Tx { return newTx(f.published.Load(), &f.mu) }
 
 // recentCommits is a ring of the last commits that were decided.
 type recentCommits struct {

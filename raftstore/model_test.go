@@ -9,6 +9,7 @@ import (
 	"math"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -56,7 +57,7 @@ func TestTableBehavesLikeAMap(t *testing.T) {
 				if f.Tasks.rows == nil {
 					return
 				}
-				tx := newTx(f, f.fork())
+				tx := newTx(f, new(sync.Mutex))
 				for r := range tx.Tasks.All() {
 					tx.DeleteTask(r.ID)
 				}

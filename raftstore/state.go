@@ -92,14 +92,6 @@ func newState() *State {
 	}
 }
 
-// fork returns a state that may be written without touching s.
-func (s *State) fork() *State {
-	return &State{
-		Nodes: s.Nodes.fork(true), Services: s.Services.fork(true), Specs: s.Specs.fork(true), Tasks: s.Tasks.fork(true),
-		Images: s.Images.fork(true), clusters: s.clusters.fork(true), guards: s.guards.fork(true), index: s.index,
-	}
-}
-
 // publish returns what s is now, for readers, sharing with last the tables that did not change.
 func (s *State) publish(last *State) *State {
 	return &State{
@@ -177,7 +169,7 @@ func (s *State) TasksInState(state swarm.TaskState) int {
 	if !ok {
 		return 0
 	}
-	return s.Tasks.tally[number]
+	return s.Tasks.settled().tally[number]
 }
 
 // Spec is the spec of a service at a version; nil when there is none.

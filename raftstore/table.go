@@ -25,6 +25,8 @@ type Table[R row] struct {
 	touched bool
 	// tally counts the rows of each class.
 	tally [classesMax]int
+	// over is what a transaction wrote to t; nil elsewhere.
+	over *overlay[R]
 }
 
 // classesMax bounds the classes by which rows of one kind are counted.
@@ -93,7 +95,18 @@ func (t Table[R]) Get(id string) (R, bool) {
 		var none R
 		return none, false
 	}
+	if t.over != nil {
+		return t.over.get(t, id)
+	}
 	return t.rows.Get(id)
+}
+
+// settled is t with what a transaction wrote in its trees.
+func (t Table[R]) settled() Table[R] {
+	if t.over == nil || t.rows == nil {
+		return t
+	}
+	return t.over.settle(t)
 }
 
 // Find looks up by full id, then exact name, then id prefix; several matches are an InvalidArgument
@@ -103,9 +116,10 @@ func (t Table[R]) Find(ref string) (R, error) {
 	if t.rows == nil || ref == "" {
 		return none, fmt.Errorf("%q: %w", ref, errdefs.ErrNotFound)
 	}
-	if r, ok := t.rows.Get(ref); ok {
+	if r, ok := t.Get(ref); ok {
 		return r, nil
 	}
+	t = t.settled()
 	var found []R
 	if t.layout.name != nil {
 		for r := range t.with(0, ref) {
@@ -136,6 +150,7 @@ func (t Table[R]) All() iter.Seq[R] {
 		if t.rows == nil {
 			return
 		}
+		t := t.settled()
 		rows := t.rows
 		if t.live {
 			rows = rows.Copy()
@@ -149,7 +164,7 @@ func (t Table[R]) Len() int {
 	if t.rows == nil {
 		return 0
 	}
-	return t.rows.Len()
+	return t.settled().rows.Len()
 }
 
 // with iterates over the rows that have a key in an index, in order of rank and ids.
@@ -176,6 +191,7 @@ func (t Table[R]) like(index int, probe R) iter.Seq[R] {
 }
 
 func (t Table[R]) ascend(index int, from R, yield func(R) bool) {
+	t = t.settled()
 	tree := t.indexes[index]
 	if t.live {
 		tree = tree.Copy()
@@ -198,7 +214,7 @@ func (t *Table[R]) kind() string { return t.layout.kind }
 
 // get returns nil when there is no such row.
 func (t *Table[R]) get(id string) row {
-	if r, ok := t.rows.Get(id); ok {
+	if r, ok := t.Get(id); ok {
 		return r
 	}
 	return nil
@@ -207,8 +223,11 @@ func (t *Table[R]) get(id string) row {
 func (t *Table[R]) length() int { return t.Len() }
 
 func (t *Table[R]) put(r row) row {
-	t.touched = true
 	typed := r.(R)
+	if t.over != nil {
+		return t.over.write(*t, r.meta().ID, written[R]{row: typed})
+	}
+	t.touched = true
 	old, replaced := t.rows.Set(r.meta().ID, typed)
 	if replaced {
 		t.count(old, -1)
@@ -266,6 +285,9 @@ func (x index[R]) inOrder(rows []R) iter.Seq[R] {
 }
 
 func (t *Table[R]) remove(id string) row {
+	if t.over != nil {
+		return t.over.write(*t, id, written[R]{gone: true})
+	}
 	old, ok := t.rows.Delete(id)
 	if !ok {
 		return nil

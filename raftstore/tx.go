@@ -2,6 +2,7 @@ package raftstore
 
 import (
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -26,8 +27,9 @@ type rowKey struct {
 	id    string
 }
 
-func newTx(base, fork *State) *Tx {
-	return &Tx{State: *fork, base: base, at: map[rowKey]int{}}
+// newTx begins a transaction on base; lock is held while trees of base are copied.
+func newTx(base *State, lock sync.Locker) *Tx {
+	return &Tx{State: base.overlaid(lock), base: base, at: map[rowKey]int{}}
 }
 
 // Put* write a row whose Index is that of the row it replaces (0: create). A spec write moves Version;
