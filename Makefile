@@ -76,7 +76,30 @@ scenarios: deps build ## stories: the real binary on nodes in network namespaces
 	@[ "$$(id -u)" = 0 ] || { echo "scenarios need root"; exit 1; }
 	@SWARM_STORIES=1 go test -count=1 -v -timeout 20m $(if $(STORY),-run 'TestStories/$(STORY)') ./scenarios
 
-test: deps build check unit root-tests scenarios ## all of the above, what continuous integration runs; 20 minutes on two cores
+# One process per core; GOMAXPROCS=1 because a bubble's goroutines take turns best on one, GOGC because memory is there.
+SIM_MINUTES ?= 2
+SIM_CORES   := $(shell nproc)
+SIM_PLAY     = GOGC=400 GOMAXPROCS=1
+
+sim: deps ## random stories of simulated clusters of all sizes, for SIM_MINUTES=2 on all cores; SEED=n plays one (SIZE=small: as make test does), STORY=file a story
+	@go test -c -o bin/sim.test ./scenarios/sim
+	@if [ -n "$(STORY)" ]; then cd scenarios/sim && SIM_STORY=$(abspath $(STORY)) $(SIM_PLAY) ../../bin/sim.test -test.v -test.run '^TestStory$$'; \
+	elif [ -n "$(SEED)" ]; then SIM_SEED=$(SEED) SIM_SIZE=$(or $(SIZE),both) $(SIM_PLAY) bin/sim.test -test.v -test.run '^TestSeeds$$'; \
+	else $(call sim-seeds,bin/sim.test,$$(date +%s),SIM_MINUTES=$(SIM_MINUTES) SIM_SIZE=$(or $(SIZE),both)); fi
+
+# sim-seeds PROGRAM,FIRST SEED,SETTINGS plays seeds on all cores.
+sim-seeds = first=$(2); workers=""; failed=0; for core in $$(seq 0 $$(($(SIM_CORES)-1))); do \
+	  SIM_SEED=$$((first+core)) SIM_STEP=$(SIM_CORES) $(3) $(SIM_PLAY) $(1) -test.timeout 0 -test.run '^TestSeeds$$' & workers="$$workers $$!"; done; \
+	for worker in $$workers; do wait $$worker || failed=1; done; exit $$failed
+
+# Together about three minutes on two cores.
+sim-test: deps ## a hundred seeds of small simulated clusters, and ten with the race detector
+	@go test -c -o bin/sim.test ./scenarios/sim
+	@go test -race -c -o bin/sim-race.test ./scenarios/sim
+	@( $(call sim-seeds,bin/sim.test,1,SIM_SEEDS=$$((100/$(SIM_CORES))) SIM_SIZE=small) )
+	@( $(call sim-seeds,bin/sim-race.test,1,SIM_SEEDS=$$((10/$(SIM_CORES))) SIM_SIZE=small SIM_SEED_SECONDS=240) )
+
+test: deps build check unit sim-test root-tests scenarios ## all of the above, what continuous integration runs; 20 minutes on two cores
 
 bench: deps build ## the figures in one table, each with its target and a verdict; ONLY=part,… measures some
 	@[ "$$(id -u)" = 0 ] || { echo "bench needs root"; exit 1; }
@@ -104,4 +127,4 @@ install: deps bin/swarm $(HELPERS) ## install under PREFIX (DESTDIR honoured): p
 clean: demo-down ## remove what was built
 	@rm -rf bin
 
-.PHONY: help deps build generate check unit root-tests scenarios test bench demo demo-down install clean
+.PHONY: help deps build generate check unit sim sim-test root-tests scenarios test bench demo demo-down install clean

@@ -17,6 +17,14 @@ const (
 	ghostMax = 2 * time.Minute
 )
 
+// largeMin machines make a cluster large: some checks are made less often there, as their cost grows with nodes times changes.
+const (
+	largeMin         = 12
+	digestEveryLarge = 16
+)
+
+func (l *Lab) large() bool { return len(l.machines) >= largeMin }
+
 // Lab is machines and cables in one bubble.
 type Lab struct {
 	Network  *Network
@@ -61,6 +69,9 @@ func (l *Lab) Add(name string) (*Machine, error) {
 	}
 	l.machines = append(l.machines, m)
 	l.byName[name] = m
+	if l.large() {
+		l.checks.digestEvery = digestEveryLarge
+	}
 	return m, nil
 }
 

@@ -127,7 +127,7 @@ func (m *Machine) edges(a *life, alive context.Context) agent.Edges {
 		Store: raftstore.Config{
 			Disk: m.disk, HeartbeatTimeout: m.lab.timing, ElectionTimeout: m.lab.timing, LeaderLease: m.lab.timing / 2,
 			SnapshotEntries: m.lab.snapshotEntries, TrailingEntries: m.lab.snapshotEntries, SnapshotInterval: snapshotInterval,
-			CheckRows: true,
+			CheckRows: !m.lab.large(),
 		},
 		Replica:     func(s *raftstore.Store) func() { return m.lab.checks.replica(m.Name, s, alive) },
 		NoSync:      true,

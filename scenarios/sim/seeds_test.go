@@ -34,6 +34,9 @@ func setting(t *testing.T, name string, otherwise float64) float64 {
 	return n
 }
 
+// heapMax is what may be left on the heap after all stories, in bytes.
+const heapMax = 256 << 20
+
 // historyMax is the real time that judging one object of a history may take.
 const historyMax = 20 * time.Second
 
@@ -93,11 +96,11 @@ func TestSeeds(t *testing.T) {
 		}
 		story := Generate(seed, size)
 		beganSeed := time.Now()
-		fmt.Printf("seed %d: %s …", seed, story.Steps[0].Text)
+		fmt.Printf("seed %d begins: %s\n", seed, story.Steps[0].Text)
 		o, report := playStory(t, story)
 		played++
 		virtual += o.Elapsed
-		fmt.Printf(" %.0f s virtual, %.1f s real, %+v\n", o.Elapsed.Seconds(), time.Since(beganSeed).Seconds(), o.Looks)
+		fmt.Printf("seed %d: %.0f s virtual, %.1f s real, %+v\n", seed, o.Elapsed.Seconds(), time.Since(beganSeed).Seconds(), o.Looks)
 		if report != "" {
 			wrong++
 			t.Errorf("seed %d: %s", seed, report)
@@ -111,6 +114,9 @@ func TestSeeds(t *testing.T) {
 	runtime.GC()
 	runtime.ReadMemStats(&memory)
 	fmt.Printf("%d seeds, %.2f virtual hours per minute, %d violations, heap %d MB\n", played, virtual.Hours()/minutes, wrong, memory.HeapAlloc>>20)
+	if memory.HeapAlloc > heapMax {
+		t.Errorf("%d MB are left on the heap when every cluster is gone", memory.HeapAlloc>>20)
+	}
 }
 
 // TestStory plays a file.
