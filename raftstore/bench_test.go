@@ -77,36 +77,21 @@ func BenchmarkCommits(b *testing.B) {
 	} {
 		b.Run(fmt.Sprintf("managers=%d/writers=%d%s", bench.managers, bench.writers, bench.name), func(b *testing.B) {
 			c := newBenchCluster(b, bench.managers, realSealer)
-			before := bareSyncsPerSecond(b, c.dir)
-			perSecond := commitMany(b, bench.on(c), bench.writers)
-			bare := (before + bareSyncsPerSecond(b, c.dir)) / 2
-			b.ReportMetric(perSecond, "commits/s")
-			b.ReportMetric(perSecond/bare, "of-fdatasync")
-		})
-	}
-}
-
-// commitMany has writers, spread over stores, commit b.N tasks, and returns how many a second.
-func commitMany(b *testing.B, stores []*Store, writers int) float64 {
-	var left atomic.Int64
-	left.Store(int64(b.N))
-	var work errgroup.Group
-	b.ResetTimer()
-	for i := range writers {
-		work.Go(func() error {
-			for left.Add(-1) >= 0 {
-				if err := stores[i%len(stores)].Update(b.Context(), putTask); err != nil {
-					return err
-				}
+			bare := newBareLoop(b, c.dir)
+			const turn = 200 * time.Millisecond
+			var commits, syncs, seconds float64
+			on := bench.on(c)
+			for b.Loop() {
+				// Turns follow each other closely, because disks change their mind.
+				syncs += bare.perSecond(b, turn/4)
+				began := time.Now()
+				commits += float64(commitsWithin(b, on, turn, bench.writers))
+				seconds += time.Since(began).Seconds()
 			}
-			return nil
+			b.ReportMetric(commits/seconds, "commits/s")
+			b.ReportMetric(commits/seconds/(syncs/float64(b.N)), "of-fdatasync")
 		})
 	}
-	if err := work.Wait(); err != nil {
-		b.Fatal(err)
-	}
-	b.StopTimer()
-	return float64(b.N) / b.Elapsed().Seconds()
 }
 
 func putTask(tx *Tx) error {
@@ -117,30 +102,29 @@ func putTask(tx *Tx) error {
 // BenchmarkSealing compares one manager that seals with one that does not, in short turns, because disks change their mind.
 func BenchmarkSealing(b *testing.B) {
 	const turn, writers = 100 * time.Millisecond, 256
-	sealed := newBenchCluster(b, 1, realSealer).leader()
-	plain := newBenchCluster(b, 1, func(string) (Sealer, error) { return noSealer{}, nil }).leader()
-	var ratios, commits [2]float64
+	sealed := newBenchCluster(b, 1, realSealer).all
+	plain := newBenchCluster(b, 1, func(string) (Sealer, error) { return noSealer{}, nil }).all
+	var perSecond [2]float64
 	for b.Loop() {
-		for i, s := range []*Store{sealed, plain} {
-			n := commitsWithin(b, s, turn, writers)
-			commits[i] += float64(n)
+		for i, stores := range [][]*Store{sealed, plain} {
+			began := time.Now()
+			n := commitsWithin(b, stores, turn, writers)
+			perSecond[i] += float64(n) / time.Since(began).Seconds()
 		}
 	}
-	for i := range ratios {
-		ratios[i] = commits[i] / (float64(b.N) * turn.Seconds())
-	}
-	b.ReportMetric(ratios[0], "commits/s")
-	b.ReportMetric(ratios[0]/ratios[1], "of-unsealed")
+	b.ReportMetric(perSecond[0]/float64(b.N), "commits/s")
+	b.ReportMetric(perSecond[0]/perSecond[1], "of-unsealed")
 }
 
-func commitsWithin(b *testing.B, s *Store, limit time.Duration, writers int) int64 {
+// commitsWithin has writers, spread over stores, commit a task each, again and again, and returns how many.
+func commitsWithin(b *testing.B, stores []*Store, limit time.Duration, writers int) int64 {
 	var done atomic.Int64
 	var work errgroup.Group
 	end := time.Now().Add(limit)
-	for range writers {
+	for i := range writers {
 		work.Go(func() error {
 			for time.Now().Before(end) {
-				if err := s.Update(b.Context(), putTask); err != nil {
+				if err := stores[i%len(stores)].Update(b.Context(), putTask); err != nil {
 					return err
 				}
 				done.Add(1)

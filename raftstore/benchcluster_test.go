@@ -157,29 +157,39 @@ func (s *raftService) ReadIndex(ctx context.Context, _ *rpc.ReadIndexRequest) (*
 	return &rpc.ReadIndexResponse{Index: index}, err
 }
 
-// bareSyncsPerSecond is what the disk can do: 4 KB written in place and synced, one after the other, for half a second.
-func bareSyncsPerSecond(b testing.TB, dir string) float64 {
-	const blocks = 256
-	file, err := os.Create(filepath.Join(dir, "bare"))
-	if err != nil {
+// bareLoop is what the disk can do: 4 KB written in place and synced, one after the other.
+type bareLoop struct {
+	file  *os.File
+	block [4096]byte
+}
+
+const bareBlocks = 256
+
+func newBareLoop(b testing.TB, dir string) *bareLoop {
+	l := new(bareLoop)
+	var err error
+	if l.file, err = os.Create(filepath.Join(dir, "bare")); err != nil {
 		b.Fatal(err)
 	}
-	defer file.Close()
-	block := make([]byte, 4096)
-	for i := range blocks {
-		if _, err := file.WriteAt(block, int64(i)*4096); err != nil {
+	b.Cleanup(func() { _ = l.file.Close() })
+	for i := range int64(bareBlocks) {
+		if _, err := l.file.WriteAt(l.block[:], i*int64(len(l.block))); err != nil {
 			b.Fatal(err)
 		}
 	}
-	if err := file.Sync(); err != nil {
+	if err := l.file.Sync(); err != nil {
 		b.Fatal(err)
 	}
-	began, n := time.Now(), 0
-	for ; time.Since(began) < 500*time.Millisecond; n++ {
-		if _, err := file.WriteAt(block, int64(n%blocks)*4096); err != nil {
+	return l
+}
+
+func (l *bareLoop) perSecond(b testing.TB, limit time.Duration) float64 {
+	began, n := time.Now(), int64(0)
+	for ; time.Since(began) < limit; n++ {
+		if _, err := l.file.WriteAt(l.block[:], n%bareBlocks*int64(len(l.block))); err != nil {
 			b.Fatal(err)
 		}
-		if err := unix.Fdatasync(int(file.Fd())); err != nil {
+		if err := unix.Fdatasync(int(l.file.Fd())); err != nil {
 			b.Fatal(err)
 		}
 	}

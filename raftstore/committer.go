@@ -33,6 +33,8 @@ type committer struct {
 	waiting   []*proposal
 	sizeBytes int
 	closed    bool
+	// underWay finds the proposals of an entry that is on its way by the first byte of its data.
+	underWay map[*byte][]*proposal
 }
 
 // proposal is a commit on its way into the log.
@@ -68,7 +70,7 @@ func (p *proposal) stamp(index uint64) {
 }
 
 func newCommitter() *committer {
-	c := new(committer)
+	c := &committer{underWay: map[*byte][]*proposal{}}
 	c.more = sync.NewCond(&c.mu)
 	return c
 }
@@ -140,6 +142,24 @@ func (c *committer) close() {
 	resolve(c.waiting, nil, unsent{errStopped()})
 	c.waiting, c.sizeBytes, c.closed = nil, 0, true
 	c.more.Broadcast()
+}
+
+// depart remembers who waits for an entry, arrive returns them, once.
+func (c *committer) depart(entry []byte, batch []*proposal) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.underWay[&entry[0]] = batch
+}
+
+func (c *committer) arrive(entry []byte) []*proposal {
+	if len(entry) == 0 {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	batch := c.underWay[&entry[0]]
+	delete(c.underWay, &entry[0])
+	return batch
 }
 
 // resolve tells those who wait: an error for all, or each its verdict.
@@ -214,8 +234,7 @@ func (s *Store) send(batch []*proposal) {
 	case id == "":
 		resolve(batch, nil, unsent{errNoLeader})
 	case here:
-		verdicts, err := s.propose(batch)
-		resolve(batch, verdicts, err)
+		s.propose(batch)
 	default:
 		verdicts, err := s.forward(batch, moved, id, address)
 		resolve(batch, verdicts, err)
@@ -237,29 +256,37 @@ func (s *Store) notLeading() error {
 	return fmt.Errorf("manager %s does not lead: %w", s.cfg.NodeID, errdefs.ErrUnavailable)
 }
 
-// propose puts a batch into one entry of this leader's log and returns what the state machine says to each commit.
-func (s *Store) propose(batch []*proposal) ([]verdict, error) {
+// propose puts a batch into one entry of this leader's log. Who waits is told as soon as the state machine has applied it,
+// or here why that did not come to pass.
+func (s *Store) propose(batch []*proposal) {
 	commits := make([]rawCommit, len(batch))
 	format := uint32(1)
 	for i, p := range batch {
 		commits[i], format = p.commit, max(format, p.format)
 	}
-	encoded, err := encodeEntry(format, commits...)
+	entry, err := encodeEntry(format, commits...)
 	if err != nil {
-		return nil, unsent{err}
+		resolve(batch, nil, unsent{err})
+		return
 	}
-	future, err := s.await(s.committing, func() raft.Future { return s.raft.Apply(encoded, enqueueTimeout) })
-	if err != nil {
-		return nil, s.explain(err)
+	s.committer.depart(entry, batch)
+	future, err := s.await(s.committing, func() raft.Future { return s.raft.Apply(entry, enqueueTimeout) })
+	if err == nil {
+		err, _ = future.(raft.ApplyFuture).Response().(error)
+	} else {
+		err = s.explain(err)
 	}
-	switch answer := future.(raft.ApplyFuture).Response().(type) {
-	case applied:
-		s.transport.tell(answer.at)
-		return answer.verdicts, nil
-	case error:
-		return nil, answer
-	default:
-		return nil, fmt.Errorf("unexpected answer %T of the state machine", answer)
+	if err == nil {
+		err = errors.New("applied without an answer of the state machine")
+	}
+	resolve(s.committer.arrive(entry), nil, err)
+}
+
+// entryApplied hears of every entry, in the state machine's goroutine.
+func (s *Store) entryApplied(entry []byte, done applied) {
+	if batch := s.committer.arrive(entry); batch != nil {
+		resolve(batch, done.verdicts, nil)
+		s.transport.tell(done.at)
 	}
 }
 

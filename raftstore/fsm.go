@@ -25,6 +25,8 @@ type fsm struct {
 	stopped error
 	// fail ends the replica.
 	fail func(error)
+	// onApplied is told what became of an entry, by its data, once that can be read; nil tells nobody.
+	onApplied func(entry []byte, done applied)
 
 	published atomic.Pointer[State]
 
@@ -54,7 +56,31 @@ type applied struct {
 }
 
 // Apply returns an applied, or an error when the replica stopped.
-func (f *fsm) Apply(log *raft.Log) any {
+func (f *fsm) Apply(log *raft.Log) any { return f.ApplyBatch([]*raft.Log{log})[0] }
+
+// ApplyBatch applies entries and publishes what they made once; each answer is that of Apply, nil for what is not a command.
+func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
+	answers := make([]any, len(logs))
+	dirty, index := newDirty(), f.work.index
+	for i, log := range logs {
+		if log.Type == raft.LogCommand {
+			answers[i] = f.applyEntry(log, dirty)
+		}
+	}
+	if f.work.index != index {
+		f.publish(dirty)
+	}
+	if f.onApplied != nil {
+		for i, answer := range answers {
+			if done, ok := answer.(applied); ok {
+				f.onApplied(logs[i].Data, done)
+			}
+		}
+	}
+	return answers
+}
+
+func (f *fsm) applyEntry(log *raft.Log, dirty *Dirty) any {
 	if f.stopped != nil {
 		return f.stopped
 	}
@@ -65,13 +91,11 @@ func (f *fsm) Apply(log *raft.Log) any {
 		return f.stopped
 	}
 	f.sums.verify()
-	dirty := newDirty()
 	verdicts := make([]verdict, len(commits))
 	for i, c := range commits {
 		verdicts[i] = f.applyCommit(log, c, dirty)
 	}
 	f.work.index = log.Index
-	f.publish(dirty)
 	return applied{position{log.Index, log.Term}, verdicts}
 }
 

@@ -19,11 +19,14 @@ func (h *heard) tell(committed position) {
 	}
 	h.committed = committed
 	for p := range h.pipelines {
-		select {
-		case p.news <- struct{}{}:
-		default:
-		}
+		p.wake()
 	}
+}
+
+func (h *heard) lastCommitted() position {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.committed
 }
 
 // pipeline is raft's stream of entries to one follower, to which notices of what is committed are added.
@@ -70,7 +73,18 @@ func (p *pipeline) AppendEntries(args *raft.AppendEntriesRequest, resp *raft.App
 	p.last.Entries = nil
 	p.sent = args.PrevLogEntry + uint64(len(args.Entries))
 	p.told = max(p.told, min(args.LeaderCommitIndex, p.sent))
+	// What was committed without this follower may be told only now that it was sent the entries.
+	if p.of.lastCommitted().index > p.told {
+		p.wake()
+	}
 	return future, nil
+}
+
+func (p *pipeline) wake() {
+	select {
+	case p.news <- struct{}{}:
+	default:
+	}
 }
 
 func (p *pipeline) run() {
@@ -78,10 +92,7 @@ func (p *pipeline) run() {
 	for {
 		select {
 		case <-p.news:
-			p.of.mu.Lock()
-			committed := p.of.committed
-			p.of.mu.Unlock()
-			p.notice(committed)
+			p.notice(p.of.lastCommitted())
 		case <-p.closed:
 			return
 		}

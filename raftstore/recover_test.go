@@ -136,7 +136,9 @@ func TestOldManagersThatComeBackDoNoHarm(t *testing.T) {
 			if err := old.work.Wait(); !IsSuperseded(err) {
 				t.Errorf("%s ended with %v", old.id, err)
 			}
+			c.mu.Lock()
 			delete(c.managers, old.id)
+			c.mu.Unlock()
 		}
 		c.update(m, createService("later"))
 		if m.Local().Services.Len() != 3 || m.raft.CurrentTerm() != term {

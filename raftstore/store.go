@@ -178,7 +178,7 @@ func Open(cfg Config) (*Store, error) {
 	s.committer = newCommitter()
 	s.committing, s.endCommitting = context.WithCancel(context.Background())
 	s.fsm = newFSM(s.fail)
-	s.fsm.sums = newRowSums(cfg.CheckRows)
+	s.fsm.sums, s.fsm.onApplied = newRowSums(cfg.CheckRows), s.entryApplied
 	var err error
 	if s.disk, err = openDisk(cfg, &sealedLog{broken: s.fail, applied: func() uint64 { return s.Local().index }}, s.closing); err != nil {
 		return nil, err
