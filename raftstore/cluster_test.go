@@ -66,6 +66,7 @@ type cluster struct {
 type manager struct {
 	*Store
 	id       string
+	address  string
 	cluster  *cluster
 	listener *pipeListener
 	stop     context.CancelFunc
@@ -118,7 +119,7 @@ func (c *cluster) start(id string, bootstrap bool) *manager {
 	c.t.Helper()
 	cfg := c.config(id)
 	cfg.Bootstrap = bootstrap
-	m := &manager{id: id, cluster: c, listener: cfg.Listener.(*pipeListener)}
+	m := &manager{id: id, address: cfg.Address, cluster: c, listener: cfg.Listener.(*pipeListener)}
 	c.mu.Lock()
 	c.managers[id] = m
 	c.mu.Unlock()
@@ -246,7 +247,7 @@ func (c *cluster) dial(ctx context.Context, from, address string) (net.Conn, err
 		<-ctx.Done() // a dead link answers nothing
 		return nil, ctx.Err()
 	}
-	if m == nil {
+	if m == nil || m.address != address {
 		return nil, fmt.Errorf("%s refuses connections", address)
 	}
 	here, there := net.Pipe()
@@ -299,7 +300,7 @@ func (p peers) at(ctx context.Context, address string) (*manager, error) {
 		<-ctx.Done() // a dead link answers nothing
 		return nil, ctx.Err()
 	}
-	if m == nil || m.Store == nil {
+	if m == nil || m.Store == nil || m.address != address {
 		return nil, fmt.Errorf("dial %s: %w", address, errdefs.ErrUnavailable)
 	}
 	return m, nil

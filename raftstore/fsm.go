@@ -99,6 +99,11 @@ func (f *fsm) applyEntry(log *raft.Log, dirty *Dirty) any {
 	return applied{position{log.Index, log.Term}, verdicts}
 }
 
+// StoreConfiguration is how raft tells of a committed change of the members, which is no change of the state.
+func (f *fsm) StoreConfiguration(uint64, raft.Configuration) {
+	f.publish(&Dirty{Members: true})
+}
+
 func (f *fsm) applyCommit(log *raft.Log, c *commit, dirty *Dirty) verdict {
 	index := log.Index
 	if done, ok := f.recent.find(c.id); ok {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -85,6 +86,7 @@ func (s *Store) followLeader(observations <-chan raft.Observation) {
 		case o := <-observations:
 			seen := o.Data.(raft.LeaderObservation)
 			s.log.Info("leader changed", "leader", string(seen.LeaderID), "address", string(seen.LeaderAddr))
+			s.addresses.claimed(seen.LeaderID, seen.LeaderAddr)
 			s.noteLeader(string(seen.LeaderID))
 		case <-s.closing:
 			return
@@ -255,6 +257,12 @@ func (s *Store) servers() []raft.Server {
 		return nil
 	}
 	return future.Configuration().Servers
+}
+
+// follows says whether this node leads in a term and has a follower at an address.
+func (s *Store) follows(id raft.ServerID, address raft.ServerAddress, term uint64) bool {
+	return s.raft.State() == raft.Leader && s.raft.CurrentTerm() == term &&
+		slices.ContainsFunc(s.servers(), func(server raft.Server) bool { return server.ID == id && server.Address == address })
 }
 
 // answers says whether a follower answered this leader within two heartbeat timeouts.

@@ -46,6 +46,8 @@ type membership struct {
 	// answers says which followers answered lately; caughtUp, which of them have nearly the whole log.
 	answers  func(raft.ServerID) bool
 	caughtUp func(raft.ServerID) bool
+	// moved are members that are used at another address already, which they told.
+	moved map[raft.ServerID]raft.ServerAddress
 }
 
 // RunMembership makes raft's configuration follow the node rows while this node leads: a node whose certificate
@@ -82,7 +84,7 @@ func (s *Store) RunMembership(ctx context.Context) error {
 func (s *Store) stepMembership() (done bool, blocked string) {
 	step, blocked := membership{
 		self: raft.ServerID(s.cfg.NodeID), servers: s.servers(), nodes: s.Local().Nodes,
-		answers: s.answers, caughtUp: s.caughtUp,
+		answers: s.answers, caughtUp: s.caughtUp, moved: s.addresses.all(),
 	}.next()
 	if step == nil {
 		return false, blocked
@@ -99,6 +101,8 @@ func (s *Store) stepMembership() (done bool, blocked string) {
 func (s *Store) take(step memberStep) error {
 	switch step.verb {
 	case addNonvoter, setAddress: // for a voter, AddNonvoter changes nothing but the address
+		// What it answered at another address says nothing about this one.
+		defer s.transport.forget(step.id)
 		return s.raft.AddNonvoter(step.id, step.address, 0, membershipTimeout).Error()
 	case promote:
 		return s.raft.AddVoter(step.id, step.address, 0, membershipTimeout).Error()
@@ -118,9 +122,15 @@ func (s *Store) caughtUp(id raft.ServerID) bool {
 // Who is to come is handled before who is to go, so that a cluster never gets smaller than it has to.
 func (m membership) next() (step *memberStep, blocked string) {
 	for _, server := range m.servers {
-		if row, ok := m.nodes.Get(string(server.ID)); ok && row.Address != "" && row.Address != string(server.Address) && !m.inUse(row.Address) {
-			return &memberStep{setAddress, server.ID, raft.ServerAddress(row.Address)}, ""
+		row, ok := m.nodes.Get(string(server.ID))
+		if !ok || row.Address == "" || row.Address == string(server.Address) || m.inUse(row.Address) {
+			continue
 		}
+		if why := m.whyNotMove(server, raft.ServerAddress(row.Address)); why != "" {
+			blocked = why
+			continue
+		}
+		return &memberStep{setAddress, server.ID, raft.ServerAddress(row.Address)}, ""
 	}
 	for _, server := range m.servers {
 		if server.Suffrage == raft.Voter || !m.wanted(server.ID) {
@@ -195,6 +205,18 @@ func (m membership) voters(except raft.ServerID) (all, answering int) {
 		}
 	}
 	return all, answering
+}
+
+// whyNotMove keeps a quorum for the case that nobody answers at a member's new address.
+func (m membership) whyNotMove(server raft.Server, to raft.ServerAddress) string {
+	if server.Suffrage != raft.Voter || server.ID == m.self || !m.answers(server.ID) || m.moved[server.ID] == to {
+		return ""
+	}
+	all, answering := m.voters(server.ID)
+	if all++; answering < all/2+1 {
+		return fmt.Sprintf("manager %s still answers at %s, and without it only %d of %d managers would", server.ID, server.Address, answering, all)
+	}
+	return ""
 }
 
 func (m membership) whyNotPromote(id raft.ServerID) string {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/hashicorp/raft"
 )
 
 const (
@@ -124,6 +125,9 @@ func (s *Store) probe() *reach {
 			continue
 		}
 		found.voters++
+		if address, err := s.addresses.ServerAddr(raft.ServerID(m.NodeID)); err == nil {
+			m.Address = string(address)
+		}
 		probes.Go(func() {
 			answers := m.NodeID == s.cfg.NodeID || s.answersStream(ctx, m.Address)
 			mu.Lock()

@@ -41,7 +41,6 @@ func BenchmarkMillionTasks(b *testing.B) {
 				b.Fatal(err)
 			}
 			took = time.Since(began)
-			b.Logf("snapshot taken in %s", took)
 		})
 		stats := store.Stats().Snapshot
 		end()
@@ -117,8 +116,7 @@ func longestPause(b testing.TB, s *Store, work func()) time.Duration {
 	if err := s.Update(ctx, putTask); err != nil {
 		b.Fatal(err)
 	}
-	began := time.Now()
-	last = began
+	last = time.Now()
 	for range 4 {
 		writers.Go(func() error {
 			for ctx.Err() == nil {
@@ -127,11 +125,7 @@ func longestPause(b testing.TB, s *Store, work func()) time.Duration {
 				}
 				mu.Lock()
 				now := time.Now()
-				if pause := now.Sub(last); pause > longest {
-					longest = pause
-					b.Logf("pause of %s after %s", pause, now.Sub(began))
-				}
-				last = now
+				longest, last = max(longest, now.Sub(last)), now
 				mu.Unlock()
 			}
 			return nil

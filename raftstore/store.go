@@ -135,6 +135,7 @@ type Store struct {
 	fsm       *fsm
 	raft      *raft.Raft
 	transport *heard
+	addresses *addresses
 	running   atomic.Bool
 
 	verify coalescer // of ReadIndexLocal
@@ -197,16 +198,33 @@ func (s *Store) join() error {
 	if err != nil {
 		return err
 	}
+	joined := make(chan struct{}) // closed once s.raft may be read by what raft itself has started
+	s.addresses = &addresses{
+		self: conf.LocalID, own: raft.ServerAddress(s.cfg.Address), moved: map[raft.ServerID]raft.ServerAddress{},
+		configured: func() []raft.Server {
+			select {
+			case <-joined:
+				return s.servers()
+			default:
+				return nil
+			}
+		},
+	}
 	s.transport = &heard{
 		NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-			Stream:                  &streams{Listener: s.cfg.Listener, address: s.cfg.Address, dial: s.cfg.Dial, lineage: lineage, open: map[*stream]struct{}{}},
+			Stream:                  &streams{Listener: s.cfg.Listener, address: s.cfg.Address, dial: s.cfg.Dial, lineage: lineage, refused: s.addresses.refused, open: map[*stream]struct{}{}},
+			ServerAddressProvider:   s.addresses,
 			MaxPool:                 connectionsPerPeerMax,
 			MaxRPCsInFlight:         requestsInFlightMax,
 			Timeout:                 s.cfg.transportTimeout(),
 			Logger:                  conf.Logger,
 			MsgpackUseNewTimeFormat: true,
 		}),
-		peers: map[raft.ServerID]progress{}, pipelines: map[*pipeline]struct{}{},
+		follows: func(id raft.ServerID, address raft.ServerAddress, term uint64) bool {
+			<-joined
+			return s.follows(id, address, term)
+		}, closing: s.closing,
+		peers: map[raft.ServerID]progress{}, awaited: map[raft.ServerID]chan struct{}{}, pipelines: map[*pipeline]struct{}{},
 	}
 	if err := s.bootstrap(conf); err != nil {
 		return errors.Join(err, s.transport.Close())
@@ -219,10 +237,18 @@ func (s *Store) join() error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("start raft on %s: %w", s.cfg.Dir, err), s.transport.Close())
 	}
+	close(joined)
 	observations := make(chan raft.Observation, leadershipQueue)
 	s.raft.RegisterObserver(raft.NewObserver(observations, false, func(o *raft.Observation) bool {
-		_, ok := o.Data.(raft.LeaderObservation)
-		return ok
+		switch data := o.Data.(type) {
+		case raft.LeaderObservation:
+			return true
+		case raft.RequestVoteRequest:
+			s.addresses.claimed(raft.ServerID(data.ID), raft.ServerAddress(data.Addr))
+		case raft.RequestPreVoteRequest:
+			s.addresses.claimed(raft.ServerID(data.ID), raft.ServerAddress(data.Addr))
+		}
+		return false
 	}))
 	s.background.Go(func() { s.followLeadership(notify) })
 	s.background.Go(func() { s.followLeader(observations) })

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"sync"
 	"time"
@@ -19,12 +21,17 @@ const connectionsPerPeerMax = 3
 // requestsInFlightMax is how many requests with entries, or notices of commits, go to one follower before it has answered the first.
 const requestsInFlightMax = 4
 
+// replicatePause is between two tries to reach a follower, unless it is heard before.
+const replicatePause = time.Second
+
 // streams lets raft's transport run over the node's one port. Close also ends the open streams, which raft leaves to their other end.
 type streams struct {
 	net.Listener
 	address string
 	dial    func(ctx context.Context, address string) (net.Conn, error)
 	lineage *lineage
+	// refused is told of addresses where nobody answers.
+	refused func(raft.ServerAddress)
 
 	mu sync.Mutex // guards:
 	// open is nil after Close.
@@ -69,6 +76,7 @@ func (s *streams) Dial(address raft.ServerAddress, timeout time.Duration) (net.C
 	defer cancel()
 	conn, err := s.dial(ctx, string(address))
 	if err != nil {
+		s.refused(address)
 		return nil, err
 	}
 	kept, err := s.keep(conn, nil)
@@ -112,6 +120,67 @@ func (c *stream) Close() error {
 	return c.Conn.Close()
 }
 
+// addresses are where managers say they are, when that is not where raft's configuration has them. A manager that
+// moved can then be reached at once: the configuration follows only when there is a leader, and for a leader its vote may be needed.
+type addresses struct {
+	// self is at own, whatever the configuration says.
+	self raft.ServerID
+	own  raft.ServerAddress
+	// configured are the members of raft's configuration.
+	configured func() []raft.Server
+
+	mu sync.Mutex // guards:
+	// moved has at most one address for each member of the configuration.
+	moved map[raft.ServerID]raft.ServerAddress
+}
+
+// ServerAddr is asked by raft's transport before each connection.
+func (a *addresses) ServerAddr(id raft.ServerID) (raft.ServerAddress, error) {
+	if id == a.self {
+		return a.own, nil
+	}
+	a.mu.Lock()
+	address, ok := a.moved[id]
+	a.mu.Unlock()
+	if ok {
+		return address, nil
+	}
+	for _, server := range a.configured() {
+		if server.ID == id {
+			return server.Address, nil
+		}
+	}
+	return "", fmt.Errorf("manager %s is not a member", id)
+}
+
+// claimed takes up what a manager says of itself.
+func (a *addresses) claimed(id raft.ServerID, address raft.ServerAddress) {
+	for _, server := range a.configured() {
+		if server.ID != id || address == "" {
+			continue
+		}
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if delete(a.moved, id); server.Address != address {
+			a.moved[id] = address
+		}
+		return
+	}
+}
+
+func (a *addresses) all() map[raft.ServerID]raft.ServerAddress {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return maps.Clone(a.moved)
+}
+
+// refused forgets a claim that does not hold.
+func (a *addresses) refused(address raft.ServerAddress) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	maps.DeleteFunc(a.moved, func(_ raft.ServerID, moved raft.ServerAddress) bool { return moved == address })
+}
+
 type streamAddr string
 
 func (streamAddr) Network() string  { return "tcp" }
@@ -120,10 +189,15 @@ func (a streamAddr) String() string { return string(a) }
 // heard is raft's transport, listening in on what followers answer: raft itself does not tell how far they are.
 type heard struct {
 	*raft.NetworkTransport
+	// follows says whether this node still leads in a term and has the follower at an address.
+	follows func(id raft.ServerID, address raft.ServerAddress, term uint64) bool
+	closing <-chan struct{}
 
 	mu sync.Mutex // guards:
 	// peers holds each follower's last answer to this node as leader.
 	peers map[raft.ServerID]progress
+	// awaited are closed with a follower's next answer.
+	awaited map[raft.ServerID]chan struct{}
 	// committed is what followers are told about over pipelines.
 	committed position
 	pipelines map[*pipeline]struct{}
@@ -135,15 +209,61 @@ type progress struct {
 	lastLog uint64
 }
 
-// AppendEntries is used for heartbeats, which reach every voter and non-voter several times per election timeout.
+// AppendEntries is used for heartbeats, which reach every voter and non-voter several times per election timeout, and for
+// entries outside of a pipeline. Those are tried until the follower answers: raft itself would wait after each failure,
+// in the end ten seconds, and leave a manager that is back without anything for as long.
 func (h *heard) AppendEntries(id raft.ServerID, target raft.ServerAddress, args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
 	err := h.NetworkTransport.AppendEntries(id, target, args, resp)
+	for err != nil && !isHeartbeat(args) && h.untilAnswer(id, target, args.Term) {
+		*resp = raft.AppendEntriesResponse{}
+		err = h.NetworkTransport.AppendEntries(id, target, args, resp)
+	}
 	if err == nil && resp.Term == args.Term {
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		h.peers[id] = progress{at: time.Now(), lastLog: resp.LastLog}
+		h.note(id, progress{at: time.Now(), lastLog: resp.LastLog})
 	}
 	return err
+}
+
+// isHeartbeat tells raft's heartbeats, which name no entry, from the requests that replicate.
+func isHeartbeat(args *raft.AppendEntriesRequest) bool {
+	return len(args.Entries) == 0 && args.PrevLogEntry == 0 && args.LeaderCommitIndex == 0
+}
+
+// InstallSnapshot waits until the follower answers heartbeats, for the same reason.
+func (h *heard) InstallSnapshot(id raft.ServerID, target raft.ServerAddress, args *raft.InstallSnapshotRequest, resp *raft.InstallSnapshotResponse, data io.Reader) error {
+	for time.Since(h.from(id).at) > replicatePause && h.untilAnswer(id, target, args.Term) {
+	}
+	return h.NetworkTransport.InstallSnapshot(id, target, args, resp, data)
+}
+
+// untilAnswer waits for a follower's next answer, or a moment, and says whether to try again.
+func (h *heard) untilAnswer(id raft.ServerID, target raft.ServerAddress, term uint64) bool {
+	h.mu.Lock()
+	answer := h.awaited[id]
+	if answer == nil {
+		answer = make(chan struct{})
+		h.awaited[id] = answer
+	}
+	h.mu.Unlock()
+	timer := time.NewTimer(replicatePause)
+	defer timer.Stop()
+	select {
+	case <-answer:
+	case <-timer.C:
+	case <-h.closing:
+		return false
+	}
+	return h.follows(id, target, term)
+}
+
+func (h *heard) note(id raft.ServerID, p progress) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.peers[id] = p
+	if answer := h.awaited[id]; answer != nil {
+		close(answer)
+		delete(h.awaited, id)
+	}
 }
 
 // from is what a follower answered last; the zero value if it never did.
@@ -151,6 +271,13 @@ func (h *heard) from(id raft.ServerID) progress {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.peers[id]
+}
+
+// forget makes a follower one that has not answered.
+func (h *heard) forget(id raft.ServerID) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.peers, id)
 }
 
 // raftLogger passes raft's warnings and errors on. Both are warnings to us: raft tries again by itself.

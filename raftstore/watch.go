@@ -61,13 +61,15 @@ type Dirty struct {
 	Nodes    map[string]struct{} // also those whose tasks changed
 	Tasks    map[string]struct{}
 	Images   map[string]struct{}
+	// Members says that raft's configuration changed: read it with Store.Members.
+	Members bool
 }
 
 func newDirty() *Dirty {
 	return &Dirty{Services: map[string]struct{}{}, Nodes: map[string]struct{}{}, Tasks: map[string]struct{}{}, Images: map[string]struct{}{}}
 }
 
-func (d *Dirty) empty() bool { return !d.All && !d.Cluster && d.keys() == 0 }
+func (d *Dirty) empty() bool { return !d.All && !d.Cluster && !d.Members && d.keys() == 0 }
 
 func (d *Dirty) keys() int { return len(d.Services) + len(d.Nodes) + len(d.Tasks) + len(d.Images) }
 
@@ -95,12 +97,13 @@ func (d *Dirty) add(r row) {
 
 func (d *Dirty) merge(more *Dirty) {
 	d.Cluster = d.Cluster || more.Cluster
+	d.Members = d.Members || more.Members || more.All
 	d.All = d.All || more.All || d.keys()+more.keys() > dirtyKeysMax
 	if d.All {
 		// All says everything that keys could say.
-		cluster := d.Cluster
+		cluster, members := d.Cluster, d.Members
 		*d = *newDirty()
-		d.All, d.Cluster = true, cluster
+		d.All, d.Cluster, d.Members = true, cluster, members
 		return
 	}
 	for _, sets := range [][2]map[string]struct{}{
