@@ -120,12 +120,14 @@ func (d *Dispatcher) route(ctx context.Context) error {
 	defer watch.Close()
 	tick := time.NewTicker(memberCheck)
 	defer tick.Stop()
+	// later ends the time in which news of the roster are collected; it is set as long as there are any.
+	var later <-chan time.Time
 	var settings settings
 	for {
 		state, dirty := watch.Take()
 		now := d.readVoters()
 		members := differing(*d.voters.Swap(&now), now)
-		changed := d.roster.update(state, dirty, members, now)
+		fresh := d.roster.update(state, dirty, members, now)
 		if s := settingsOf(state); dirty.All || dirty.Cluster {
 			if settings.known && s != settings {
 				d.endAll(errdefs.ErrUnavailable.WithMessage("the cluster's settings changed: begin a new session"))
@@ -133,12 +135,22 @@ func (d *Dispatcher) route(ctx context.Context) error {
 			settings = s
 		}
 		d.audit(state, dirty)
-		d.wake(state, dirty, members, changed)
+		d.wake(state, dirty, members)
+		switch {
+		case fresh == newsNow:
+			d.tellRoster()
+			later = nil
+		case fresh == newsInTime && later == nil:
+			later = time.After(d.pace())
+		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-watch.Changed():
 		case <-tick.C:
+		case <-later:
+			d.tellRoster()
+			later = nil
 		}
 	}
 }
@@ -167,7 +179,7 @@ func differing(old, now map[string]bool) (ids []string) {
 }
 
 // wake tells the sessions that a change concerns what to look at again.
-func (d *Dispatcher) wake(state *raftstore.State, dirty raftstore.Dirty, members []string, rosterChanged bool) {
+func (d *Dispatcher) wake(state *raftstore.State, dirty raftstore.Dirty, members []string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if dirty.All {
@@ -194,17 +206,33 @@ func (d *Dispatcher) wake(state *raftstore.State, dirty raftstore.Dirty, members
 			s.poke(dueOrder)
 		}
 	}
-	if !rosterChanged && len(dirty.Images) == 0 {
+	if len(dirty.Images) == 0 {
 		return
 	}
 	for _, s := range d.sessions {
-		if rosterChanged {
-			s.poke(dueRoster)
-		}
-		if s.wantsImage(dirty.Images, rosterChanged) {
+		if s.wantsImage(dirty.Images, false) {
 			s.poke(dueTasks)
 		}
 	}
+}
+
+// tellRoster has every session send what is new of the roster. Nodes that came or went may hold images that others wait for.
+func (d *Dispatcher) tellRoster() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, s := range d.sessions {
+		s.poke(dueRoster)
+		if s.wantsImage(nil, true) {
+			s.poke(dueTasks)
+		}
+	}
+}
+
+// pace is how long news of the roster that are in no hurry wait for others.
+func (d *Dispatcher) pace() time.Duration {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return min(rosterPace+time.Duration(len(d.sessions))*rosterPacePerSession, rosterPaceMax)
 }
 
 // settings are what a Welcome tells; an agent learns of others by a new session.

@@ -301,6 +301,7 @@ func TestRosterNamesEveryNodeAndFollows(t *testing.T) {
 	withManager(t, 3, func(m *manager) {
 		m.start("n1", "n2")
 		m.start("n3")
+		settled(rosterPaceMax) // newcomers are told together
 		a := m.agents["n1"]
 		members := func() (text string) {
 			a.see(func() {

@@ -147,6 +147,7 @@ func TestAnnouncedRestartIsNoSuspicion(t *testing.T) {
 			t.Fatalf("the API says %s", m.nodeState("n2"))
 		}
 		m.start("n2")
+		settled(rosterPaceMax)
 		m.wantPresence("n2", raftstore.PresenceHeard)
 		m.expect("web.1 n1 running, web.2 n2 running")
 		m.agents["n2"].send(goodbye(goodbyeRestart))

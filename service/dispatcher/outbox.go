@@ -138,12 +138,16 @@ func orderFor(state *raftstore.State, nodeID string, voters map[string]bool) *rp
 }
 
 func (o *outbox) sendRoster(*raftstore.State) error {
-	r, at := o.s.d.roster.since(o.roster)
-	o.roster = at
-	if r == nil {
-		return nil
+	for {
+		r, at := o.s.d.roster.since(o.roster)
+		o.roster = at
+		if r == nil {
+			return nil
+		}
+		if err := o.s.stream.Send(&rpc.ManagerMessage{Kind: &rpc.ManagerMessage_Roster{Roster: r}}); err != nil {
+			return err
+		}
 	}
-	return o.s.stream.Send(&rpc.ManagerMessage{Kind: &rpc.ManagerMessage_Roster{Roster: r}})
 }
 
 // sendTasks sends the difference between what the node shall have and what it was told. The first set is whole, in one message,

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"swarm/raftstore"
 	"swarm/rpc"
@@ -21,36 +22,74 @@ type roster struct {
 	// log are the ids of changed members; its first entry has the position start.
 	log   []string
 	start uint64
+	// whole is the roster as it was at wholeAt, for those who know nothing yet; nil at first.
+	whole   *rpc.Roster
+	wholeAt rosterPosition
 }
+
+// rosterAgeShare of a roster may have changed since it was made whole.
+const rosterAgeShare = 16
 
 // rosterPosition is how far a session is; 0 is nowhere.
 type rosterPosition uint64
 
 func newRoster() *roster { return &roster{members: map[string]*rpc.Member{}, start: 1} }
 
-// update reads what changed and says whether any member did.
-func (r *roster) update(state *raftstore.State, dirty raftstore.Dirty, also []string, voters map[string]bool) (changed bool) {
+// news is how soon the agents have to hear of a change.
+type news uint8
+
+const (
+	nothingNew news = iota
+	// newsInTime: somebody joined, or came back from an announced restart. Every agent hears of every one, so in a time in which
+	// many join, news go together.
+	newsInTime
+	// newsNow: somebody fell silent or is heard again, moved, was removed, or is something else now.
+	newsNow
+)
+
+// rosterPace is how long news in time wait for more, rosterPacePerSession how much longer for each session, up to rosterPaceMax.
+const (
+	rosterPace           = 100 * time.Millisecond
+	rosterPacePerSession = 50 * time.Microsecond
+	rosterPaceMax        = time.Second
+)
+
+// update reads what changed.
+func (r *roster) update(state *raftstore.State, dirty raftstore.Dirty, also []string, voters map[string]bool) (is news) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if dirty.All {
 		for n := range state.Nodes.All() {
-			changed = r.set(n.ID, memberOf(n, voters)) || changed
+			is = max(is, r.set(n.ID, memberOf(n, voters)))
 		}
 		for id := range r.members {
 			if _, ok := state.Nodes.Get(id); !ok {
-				changed = r.set(id, nil) || changed
+				is = max(is, r.set(id, nil))
 			}
 		}
-		return changed
+		return is
 	}
 	for _, id := range slices.Concat(slices.Collect(maps.Keys(dirty.Nodes)), also) {
 		var m *rpc.Member
 		if n, ok := state.Nodes.Get(id); ok {
 			m = memberOf(n, voters)
 		}
-		changed = r.set(id, m) || changed
+		is = max(is, r.set(id, m))
 	}
-	return changed
+	return is
+}
+
+// urgency says how soon agents have to hear that old became m.
+func urgency(old, m *rpc.Member) news {
+	newcomer := old == nil || old.Presence == ""
+	returned := newcomer || old.Presence == string(raftstore.PresenceAnnounced)
+	switch {
+	case m == nil, !newcomer && (old.Role != m.Role || old.Address != m.Address || old.Voter != m.Voter), newcomer && m.Voter:
+		return newsNow
+	case returned && (m.Presence == "" || m.Presence == string(raftstore.PresenceHeard)):
+		return newsInTime
+	}
+	return newsNow
 }
 
 func memberOf(n *raftstore.Node, voters map[string]bool) *rpc.Member {
@@ -58,11 +97,11 @@ func memberOf(n *raftstore.Node, voters map[string]bool) *rpc.Member {
 }
 
 // set takes one member, nil for one that is gone. Called with mu held.
-func (r *roster) set(id string, m *rpc.Member) (changed bool) {
+func (r *roster) set(id string, m *rpc.Member) (is news) {
 	old, known := r.members[id]
 	switch {
 	case m == nil && !known, m != nil && known && proto.Equal(old, m):
-		return false
+		return nothingNew
 	case m == nil:
 		delete(r.members, id)
 	default:
@@ -74,10 +113,11 @@ func (r *roster) set(id string, m *rpc.Member) (changed bool) {
 		r.log = slices.Clone(r.log[drop:])
 		r.start += uint64(drop)
 	}
-	return true
+	return urgency(old, m)
 }
 
-// since is what changed after a position, nil for nothing, and the position of now.
+// since is what changed after a position, nil for nothing, and the position that an agent has with it. The whole roster may be a
+// little old, for it is shared by the many that ask for it when many join: ask again until there is nothing.
 func (r *roster) since(at rosterPosition) (*rpc.Roster, rosterPosition) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -88,11 +128,10 @@ func (r *roster) since(at rosterPosition) (*rpc.Roster, rosterPosition) {
 	case at == now:
 		return nil, now
 	case uint64(at) < r.start:
-		all := &rpc.Roster{Full: true}
-		for _, id := range slices.Sorted(maps.Keys(r.members)) {
-			all.Members = append(all.Members, r.members[id])
+		if r.whole == nil || uint64(r.wholeAt) < r.start || int(now-r.wholeAt) > len(r.members)/rosterAgeShare {
+			r.whole, r.wholeAt = &rpc.Roster{Full: true, Members: slices.Collect(maps.Values(r.members))}, now
 		}
-		return all, now
+		return r.whole, r.wholeAt
 	}
 	ids := slices.Clone(r.log[uint64(at)-r.start:])
 	slices.Sort(ids)
