@@ -81,7 +81,7 @@ SIM_MINUTES ?= 2
 SIM_CORES   := $(shell nproc)
 SIM_PLAY     = GOGC=400 GOMAXPROCS=1
 
-sim: deps ## random stories of simulated clusters of all sizes, for SIM_MINUTES=2 on all cores; SEED=n plays one (SIZE=small: as make test does), STORY=file a story
+sim: deps ## random stories of simulated clusters of all sizes, for SIM_MINUTES=2 on all cores; SEED=n plays one (SIZE=small: as in make test; SIM_SHRINK=50 shortens it), STORY=file a story
 	@go test -c -o bin/sim.test ./scenarios/sim
 	@if [ -n "$(STORY)" ]; then cd scenarios/sim && SIM_STORY=$(abspath $(STORY)) $(SIM_PLAY) ../../bin/sim.test -test.v -test.run '^TestStory$$'; \
 	elif [ -n "$(SEED)" ]; then SIM_SEED=$(SEED) SIM_SIZE=$(or $(SIZE),both) $(SIM_PLAY) bin/sim.test -test.v -test.run '^TestSeeds$$'; \

@@ -27,7 +27,10 @@ func Generate(seed uint64, size Size) *Story {
 	var text strings.Builder
 	latency := []time.Duration{200 * time.Microsecond, time.Millisecond, 5 * time.Millisecond, 25 * time.Millisecond}[g.random.IntN(4)]
 	fmt.Fprintf(&text, "sim: seed=%d latency=%s jitter=%s snapshots=%d\n", seed, latency, latency, 40+g.random.IntN(400))
-	g.managers = 1 + g.random.IntN(size.ManagersMax)
+	// Three of five have as many managers as there may be: with one there is little to agree on.
+	if g.managers = 1 + g.random.IntN(size.ManagersMax); g.chance(60) {
+		g.managers = size.ManagersMax
+	}
 	g.workers = g.random.IntN(size.WorkersMax + 1)
 	g.begin()
 	switch g.random.IntN(5) {

@@ -20,6 +20,9 @@ const (
 	envStep    = "SIM_STEP"    // from one seed to the next: as many as there are processes
 	envSize    = "SIM_SIZE"    // small, large or both
 	envStory   = "SIM_STORY"   // a file to play instead
+	envShrink  = "SIM_SHRINK"  // how often a story that failed may be played again to find a shorter one
+	envKeep    = "SIM_KEEP"    // a folder for the reports of stories that failed
+	envPatient = "SIM_SEED_SECONDS"
 )
 
 func setting(t *testing.T, name string, otherwise float64) float64 {
@@ -104,7 +107,11 @@ func TestSeeds(t *testing.T) {
 		if report != "" {
 			wrong++
 			t.Errorf("seed %d: %s", seed, report)
-			if path := os.Getenv("SIM_KEEP"); path != "" {
+			if tries := int(setting(t, envShrink, 0)); tries > 0 {
+				small := shrink(story, tries, func(s *Story) bool { _, r := playStory(t, s); return r != "" })
+				t.Logf("seed %d fails also as:\n%s", seed, small)
+			}
+			if path := os.Getenv(envKeep); path != "" {
 				_ = os.WriteFile(fmt.Sprintf("%s/seed-%d.txt", path, seed), []byte(report), 0o644)
 			}
 		}
@@ -140,7 +147,7 @@ func TestStory(t *testing.T) {
 
 // seedLimit may be set, as with the race detector everything takes longer.
 func seedLimit(t *testing.T) time.Duration {
-	return time.Duration(setting(t, "SIM_SEED_SECONDS", seedMax.Seconds()) * float64(time.Second))
+	return time.Duration(setting(t, envPatient, seedMax.Seconds()) * float64(time.Second))
 }
 
 // TestStories plays the stories of faults that were found and mended.
