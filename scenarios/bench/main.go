@@ -33,9 +33,9 @@ func main() {
 	only := flag.String("only", "", "what to measure, separated by commas: api, leader, create, sixty, power, size, or a package or benchmark of the first lines")
 	profiles := flag.String("profiles", "", "existing folder for CPU profiles of the leader in the part api; its agents then run with --debug")
 	flag.Parse()
-	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt)
+	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer cancel()
-	if err := run(ctx, &bench{table: new(table), bin: *bin, rounds: max(5, *rounds), profiles: *profiles}, *only); err != nil {
+	if err := run(ctx, &bench{table: &table{machine: machine()}, bin: *bin, rounds: max(5, *rounds), profiles: *profiles}, *only); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
