@@ -2,6 +2,10 @@ package scenarios
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -67,4 +71,50 @@ func (t *teller) atNode(ctx context.Context, name string, do func(*lab.Node) err
 		return err
 	}
 	return do(n)
+}
+
+func file(t *teller, ctx context.Context, args []string) (string, error) {
+	if len(args) != 2 {
+		return "", wrongArguments("file NODE FILE")
+	}
+	return "", t.atNode(ctx, args[0], func(n *lab.Node) error {
+		if found, err := filepath.Glob(filepath.Join(n.DataDir(), args[1])); err != nil || found == nil {
+			return fmt.Errorf("%s has no file %s", n.Name, args[1])
+		}
+		return nil
+	})
+}
+
+func alone(t *teller, ctx context.Context, args []string) (string, error) {
+	if len(args) != 1 {
+		return "", wrongArguments("alone NODE")
+	}
+	return "", t.atNode(ctx, args[0], func(n *lab.Node) error {
+		connected, err := n.Connections()
+		if err == nil && connected != nil {
+			err = fmt.Errorf("%s is connected to %s", n.Name, strings.Join(connected, ", "))
+		}
+		return err
+	})
+}
+
+// burst makes and removes a service that has no task: each is one change.
+func burst(t *teller, ctx context.Context, args []string) (string, error) {
+	changes, err := count(args, 1, "burst N")
+	if err != nil {
+		return "", err
+	}
+	seat, err := t.Seat(ctx)
+	if err != nil {
+		return "", err
+	}
+	for range (changes + 1) / 2 {
+		for _, call := range []struct{ method, path string }{{http.MethodPost, "/services/create"}, {http.MethodDelete, "/services/burst"}} {
+			got, err := t.ask(ctx, seat, call.method, call.path, emptyService("burst"))
+			if err != nil || got.status >= http.StatusBadRequest {
+				return "", errors.Join(err, errors.New(got.text()))
+			}
+		}
+	}
+	return "", nil
 }

@@ -37,31 +37,33 @@ func allVerbs() map[string]verb {
 		"docker": docker, // COMMAND: docker's own command line
 		"http":   fetch,  // NODE:PORT[/PATH]: GET from outside the cluster
 		"api":    api,    // NODE METHOD PATH [BODY]: a request without any client's help; its output is status and body
+		"burst":  burst,  // N: that many changes, one after the other, that leave nothing behind
 		"set":    set,    // NAME COMMAND: keep the output for later as $NAME
 
 		// What fate does. NODE may be "leader" or "follower".
-		"kill":        strike((*lab.Node).Kill),      // NODE…: SIGKILL to the agent alone
-		"stop":        strike((*lab.Node).Stop),      // NODE…: SIGTERM to the agent alone
-		"start":       startNodes,                    // [NODE…]: cable in, agent started; without names every one that does not run
-		"power-off":   strike((*lab.Node).PowerOff),  // NODE…: cable out, everything killed, run-time files gone
-		"unplug":      strike((*lab.Node).Unplug),    // NODE…: cable out
-		"plug":        onNodes((*lab.Node).Plug),     // NODE…: cable in
-		"freeze":      onNodesCtx(freeze),            // NODE…: SIGSTOP to the agent alone
-		"hang":        onNodesCtx(hang),              // NODE…: every process of the machine stands still, as in a paused virtual one
-		"thaw":        onNodesCtx(thaw),              // NODE…: SIGCONT; what hangs goes on
-		"restart-all": restartAll,                    // kill every agent at once, start them all
-		"partition":   partition,                     // NODE… | NODE…: groups that cannot reach each other; "rest" is who is not named
-		"block":       block,                         // NODE… > NODE…: packets vanish in that direction alone
-		"delay":       delay,                         // NODE DURATION: every packet from or to it is late by that
-		"loss":        loss,                          // NODE PERCENT%: that share of packets from and to it is lost
-		"heal":        heal,                          // all cables in, no partition, good links
-		"occupy":      occupy,                        // NODE PORT: another program listens there
-		"vacate":      onNodes((*lab.Node).Vacate),   // NODE…: no more
-		"fill-disk":   onNodes((*lab.Node).FillDisk), // NODE…: to the last byte, of a small-disk-machine
-		"free-disk":   onNodes((*lab.Node).FreeDisk), // NODE…: it has room again
-		"damage":      damage,                        // NODE FILE: below the data directory of a stopped agent, in its middle
-		"write":       overwrite,                     // NODE FILE CONTENT: … instead of what it holds
-		"repair":      onNodes((*lab.Node).Repair),   // NODE…: files are again what they were before damage and write
+		"kill":        strike((*lab.Node).Kill),       // NODE…: SIGKILL to the agent alone
+		"stop":        strike((*lab.Node).Stop),       // NODE…: SIGTERM to the agent alone
+		"start":       startNodes,                     // [NODE…]: cable in, agent started; without names every one that does not run
+		"power-off":   strike((*lab.Node).PowerOff),   // NODE…: cable out, everything killed, run-time files gone
+		"unplug":      strike((*lab.Node).Unplug),     // NODE…: cable out
+		"plug":        onNodes((*lab.Node).Plug),      // NODE…: cable in
+		"freeze":      onNodesCtx(freeze),             // NODE…: SIGSTOP to the agent alone
+		"hang":        onNodesCtx(hang),               // NODE…: every process of the machine stands still, as in a paused virtual one
+		"thaw":        onNodesCtx(thaw),               // NODE…: SIGCONT; what hangs goes on
+		"restart-all": restartAll,                     // kill every agent at once, start them all
+		"partition":   partition,                      // NODE… | NODE…: groups that cannot reach each other; "rest" is who is not named
+		"block":       block,                          // NODE… > NODE…: packets vanish in that direction alone
+		"delay":       delay,                          // NODE DURATION: every packet from or to it is late by that
+		"loss":        loss,                           // NODE PERCENT%: that share of packets from and to it is lost
+		"heal":        heal,                           // all cables in, no partition, good links
+		"readdress":   onNodes((*lab.Node).Readdress), // NODE…: another address for a machine whose agent is stopped
+		"occupy":      occupy,                         // NODE PORT: another program listens there
+		"vacate":      onNodes((*lab.Node).Vacate),    // NODE…: no more
+		"fill-disk":   onNodes((*lab.Node).FillDisk),  // NODE…: to the last byte, of a small-disk-machine
+		"free-disk":   onNodes((*lab.Node).FreeDisk),  // NODE…: it has room again
+		"damage":      damage,                         // NODE FILE: below the data directory of a stopped agent, in its middle
+		"write":       overwrite,                      // NODE FILE CONTENT: … instead of what it holds
+		"repair":      onNodes((*lab.Node).Repair),    // NODE…: files are again what they were before damage and write
 
 		// Clients of all managers at once, whose calls and answers are recorded: history start, then …
 		//   check CHANGES: end them; what they were told can be true, and that many changes at least were done
@@ -70,6 +72,7 @@ func allVerbs() map[string]verb {
 		"history": recordedHistory,
 
 		// What must be true. Usually marked *.
+		"within":    within,    // DURATION COMMAND: it ends, well or not, in that time
 		"always":    always,    // DURATION COMMAND: true now and for so long
 		"ready":     ready,     // N: that many nodes are ready
 		"managers":  managers,  // N: that many managers are reachable, and all agree on the leader
@@ -77,6 +80,8 @@ func allVerbs() map[string]verb {
 		"spread":    spread,    // SERVICE A/B/C: … on each node, in the lab's order
 		"balanced":  balanced,  // SERVICE N: that many tasks run, and no node has two more than another
 		"remember":  remember,  // SERVICE: its running tasks, containers and pids
+		"file":      file,      // NODE FILE: below the data directory there is such a one, pattern as in a shell
+		"alone":     alone,     // NODE: it has no connection to another node
 		"told":      told,      // NODE PRESENCE LIMIT: every other agent was told that, at most so long after the last thing that fate did to it
 		"untold":    untold,    // NODE PRESENCE: no agent was told that since then
 		"sessions":  sessions,  // LEAST: each awake manager hears that many nodes at least
@@ -302,6 +307,22 @@ func loss(t *teller, ctx context.Context, args []string) (string, error) {
 }
 
 func heal(t *teller, _ context.Context, _ []string) (string, error) { return "", t.Lab.Heal() }
+
+func within(t *teller, ctx context.Context, args []string) (string, error) {
+	if len(args) < 2 {
+		return "", wrongArguments("within DURATION COMMAND")
+	}
+	limit, err := time.ParseDuration(args[0])
+	if err != nil {
+		return "", err
+	}
+	began := time.Now()
+	output, err := t.run(ctx, args[1:])
+	if took := time.Since(began); took > t.limit(limit) {
+		return "", fmt.Errorf("it took %s, want at most %s", took.Round(time.Millisecond), t.limit(limit))
+	}
+	return output, err
+}
 
 func always(t *teller, ctx context.Context, args []string) (string, error) {
 	if len(args) < 2 {

@@ -16,9 +16,9 @@ import (
 const (
 	switchName = "switch" // namespace of the bridge; node names cannot clash with it, its namespace is not plugged in
 	bridgeName = "br0"
-	portPrefix = "p-"   // the switch's side of a node's link
-	nodeLink   = "eth0" // the node's side
-	nodesMax   = 200
+	portPrefix = "p-"    // the switch's side of a node's link
+	nodeLink   = "eth0"  // the node's side
+	nodesMax   = movedBy // each can move once
 )
 
 // network is a bridge in a namespace of its own, and one veth pair per node.
@@ -64,8 +64,7 @@ func configure(links *netlink.Handle, name string, ip netip.Addr) error {
 			return fmt.Errorf("find link %s: %w", up, err)
 		}
 		if up == name {
-			subnet := &net.IPNet{IP: ip.AsSlice(), Mask: net.CIDRMask(24, 32)}
-			if err := links.AddrAdd(link, &netlink.Addr{IPNet: subnet}); err != nil {
+			if err := links.AddrAdd(link, linkAddress(ip)); err != nil {
 				return fmt.Errorf("give %s address %s: %w", up, ip, err)
 			}
 		}
@@ -74,6 +73,11 @@ func configure(links *netlink.Handle, name string, ip netip.Addr) error {
 		}
 	}
 	return nil
+}
+
+// linkAddress is an address in the network that all nodes share.
+func linkAddress(ip netip.Addr) *netlink.Addr {
+	return &netlink.Addr{IPNet: &net.IPNet{IP: ip.AsSlice(), Mask: net.CIDRMask(24, 32)}}
 }
 
 // plug makes a node's namespace and connects it to the switch.

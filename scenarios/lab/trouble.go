@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -152,5 +153,42 @@ func (n *Node) Repair() error {
 		}
 	}
 	n.sane = nil
+	return nil
+}
+
+// Connections are the remote addresses of the node's open TCP connections to other machines.
+func (n *Node) Connections() (remote []string, err error) {
+	err = within(n.Namespace(), func() error {
+		sockets, err := netlink.SocketDiagTCP(unix.AF_INET)
+		for _, s := range sockets {
+			if to := s.ID.Destination; s.State == netlink.TCP_ESTABLISHED && !to.IsLoopback() && to.String() != n.Address {
+				remote = append(remote, fmt.Sprintf("%s:%d", to, s.ID.DestinationPort))
+			}
+		}
+		return err
+	})
+	return remote, err
+}
+
+// movedBy is how much greater the number in a node's address gets by Readdress.
+const movedBy = 100
+
+// Readdress gives the machine another address, as a network's administrator might. Its agent must be stopped.
+func (n *Node) Readdress() error {
+	if n.Running() {
+		return fmt.Errorf("agent of %s runs: stop it first", n.Name)
+	}
+	m := n.lab.wires.members[n.Name]
+	if m.number > movedBy {
+		return fmt.Errorf("%s has moved before", n.Name)
+	}
+	if err := m.links.AddrDel(m.eth, linkAddress(address(m.number))); err != nil {
+		return fmt.Errorf("take address %s from %s: %w", n.Address, n.Name, err)
+	}
+	m.number += movedBy
+	n.Address = address(m.number).String()
+	if err := m.links.AddrAdd(m.eth, linkAddress(address(m.number))); err != nil {
+		return fmt.Errorf("give %s address %s: %w", n.Name, n.Address, err)
+	}
 	return nil
 }
