@@ -333,6 +333,9 @@ func (d *disk) checkLog(covered uint64) error {
 		var entry raft.Log
 		if err := d.log.read(index, &entry); err != nil {
 			if errors.Is(err, raft.ErrLogNotFound) {
+				if index <= covered {
+					continue // a snapshot came from another manager, and this one ended before it could remove what it replaced
+				}
 				err = d.log.damaged(index, err)
 			}
 			return err

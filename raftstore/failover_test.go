@@ -232,6 +232,32 @@ func TestAllManagersRestartWithTheirState(t *testing.T) {
 	})
 }
 
+// Before the snapshot that it is sent, a manager has entries of its own, and none between them and the ones that follow.
+func TestManagerThatCaughtUpBySnapshotRestarts(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		c.disks = nil // the file keeps what is below a gap
+		c.adjust = func(cfg *Config) { cfg.TrailingEntries = 20 }
+		all := c.form(3)
+		lead := c.leader(all...)
+		i := slices.IndexFunc(all, func(m *manager) bool { return m != lead })
+		c.kill(all[i])
+		for n := range 50 {
+			c.update(lead, createService(fmt.Sprint("while away ", n)))
+		}
+		check(t, lead.raft.Snapshot().Error())
+		all[i] = c.start(all[i].id, false)
+		c.eventually("the same state", func() bool { return dump(all[i].Local()) == dump(lead.Local()) })
+		if all[i].raft.Stats()["last_snapshot_index"] == "0" {
+			t.Fatal("no snapshot was sent")
+		}
+		c.update(lead, createService("after"))
+		c.eventually("the entry after", func() bool { return dump(all[i].Local()) == dump(lead.Local()) })
+		c.kill(all[i])
+		all[i] = c.start(all[i].id, false)
+		c.update(all[i], createService("more"))
+	})
+}
+
 func TestLateManagerGetsASnapshot(t *testing.T) {
 	bubble(t, func(t *testing.T, c *cluster) {
 		c.adjust = func(cfg *Config) { cfg.SnapshotEntries, cfg.TrailingEntries = 1, 1 }
