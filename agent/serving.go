@@ -8,6 +8,7 @@ import (
 	"swarm/rpc"
 
 	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/swarm"
 )
 
 const (
@@ -19,12 +20,20 @@ const (
 	servingCheck = 200 * time.Millisecond
 )
 
-var errNotServing = errdefs.ErrUnavailable.WithMessage("this manager has lost contact with the leader: use another one")
+var errNotServing = errdefs.ErrUnavailable.WithMessage("this manager was demoted, or has lost contact with the leader: use another one")
 
 // serving says whether agents are in good hands here.
 func (mg *manager) serving() bool {
 	since := mg.store.LeaderlessSince()
-	return mg.usable() && (since.IsZero() || time.Since(since) < leaderlessMax)
+	return mg.usable() && !mg.demoted() && (since.IsZero() || time.Since(since) < leaderlessMax)
+}
+
+// demoted says whether this manager shall be one no more and has handed over what it led. Raft goes on without it and does
+// not tell it; by another manager it is told that it is a worker now.
+func (mg *manager) demoted() bool {
+	row, ok := mg.store.Local().Nodes.Get(mg.nodeID)
+	leader, _ := mg.store.Leader()
+	return ok && row.Spec.Role == swarm.NodeRoleWorker && leader != mg.nodeID
 }
 
 // tenure is the time during which a manager serves agents.

@@ -63,6 +63,9 @@ func (m *membership) runSessions(ctx context.Context) error {
 				m.log.Warn("session ended", "manager", address, "err", err)
 				// The roster of that session is the best list there is.
 				pause, ended = search.lost(address, time.Since(welcomed), m.roster.size()), true
+				if mg := m.manager.Load(); mg != nil && mg.demoted() && address == m.currentRecord().AdvertiseAddr {
+					pause = 0 // The next manager tells this one that it is a worker; until then whoever asks it waits.
+				}
 				break
 			}
 			m.log.Warn("no session", "manager", address, "err", err)

@@ -8,6 +8,9 @@ import (
 	"time"
 
 	"swarm/raftstore"
+
+	"github.com/moby/moby/api/types/swarm"
+	"github.com/moby/moby/client"
 )
 
 // agents lists the machines whose sessions another one serves, as that one's replica tells.
@@ -64,6 +67,31 @@ func TestAgentsMoveOnWhenTheirManagerIsSilent(t *testing.T) {
 }
 
 // A manager that came back serves its own agent soon, and its share of the others after a while.
+// raft goes on without a demoted manager and does not tell it. Until it knows, whoever asks it waits.
+func TestDemotedLeaderIsAWorkerSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		all := formed(t, 3, 1)
+		defer closeAll(all)
+		old := leader(all)
+		other := all[slices.IndexFunc(all, func(m *computer) bool { return m != old })]
+		id := old.node.id()
+		got, err := other.client().NodeInspect(t.Context(), id, client.NodeInspectOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		spec := got.Node.Spec
+		spec.Role = swarm.NodeRoleWorker
+		if _, err := other.client().NodeUpdate(t.Context(), id, client.NodeUpdateOptions{Version: got.Node.Version, Spec: spec}); err != nil {
+			t.Fatal(err)
+		}
+		took := other.within(20*time.Second, "it is a worker", func() bool { return old.node.current().manager.Load() == nil })
+		t.Logf("a worker after %s", took)
+		if took > time.Second {
+			t.Errorf("it took %s until the demoted leader knew", took)
+		}
+	})
+}
+
 func TestManagerThatCameBackGetsAgentsAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		all := formed(t, 3, 6)
