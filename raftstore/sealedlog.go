@@ -83,10 +83,6 @@ func (s *sealedLog) damaged(index uint64, err error) error {
 // rejoinAdvice ends errors about damaged files.
 const rejoinAdvice = "If other managers are running, remove this node from the cluster, delete its data directory and join it again; otherwise restore the data directory from a copy"
 
-// IsMonotonic has raft remove all entries when a snapshot from another manager replaces them, so that there is no gap
-// between them and the ones that follow.
-func (s *sealedLog) IsMonotonic() bool { return true }
-
 // StoreLog stores one entry.
 func (s *sealedLog) StoreLog(l *raft.Log) error { return s.StoreLogs([]*raft.Log{l}) }
 
