@@ -164,9 +164,9 @@ func (l *lab) assign(ids []string, from, count, perCommit int) {
 	}
 }
 
-// BenchmarkDispatchLatency measures from the moment at which a changed task is committed until its assignment is at its agent, over
+// BenchmarkDispatch measures from the moment at which a changed task is committed until its assignment is at its agent, over
 // real TLS and streams, with 100 agents: idle, one change at a time, and with 2,000 changes a second.
-func BenchmarkDispatchLatency(b *testing.B) {
+func BenchmarkDispatch(b *testing.B) {
 	l := newLab(b, false)
 	a := newAuthority()
 	address := l.listen(a)
@@ -208,7 +208,7 @@ func BenchmarkDispatchLatency(b *testing.B) {
 		}
 		reportQuantiles(b, took)
 	})
-	b.Run("rate=2000", func(b *testing.B) {
+	b.Run("busy", func(b *testing.B) {
 		const rate, seconds = 2000, 3
 		var mu sync.Mutex
 		var took []time.Duration
@@ -242,7 +242,7 @@ func reportQuantiles(b *testing.B, took []time.Duration) {
 // agentsEnv makes the test binary the process of many agents: address, count, root certificate's file, tasks expected.
 const agentsEnv = "DISPATCHER_BENCH_AGENTS"
 
-// TestAgentsProcess is no test: it is the other process of BenchmarkAgents.
+// TestAgentsProcess is no test: it is the other process of BenchmarkThousandAgents.
 func TestAgentsProcess(t *testing.T) {
 	setting := strings.Split(os.Getenv(agentsEnv), ",")
 	if len(setting) != 5 {
@@ -276,9 +276,9 @@ func TestAgentsProcess(t *testing.T) {
 	_, _ = io.Copy(io.Discard, in) // until the benchmark is over
 }
 
-// BenchmarkAgents measures one manager with 1,000 agents in another process, over real TLS and streams: how long all take to join,
+// BenchmarkThousandAgents measures one manager with 1,000 agents in another process, over real TLS and streams: how long all take to join,
 // what a session costs in memory, and how many assignments a second go through the store to the agents.
-func BenchmarkAgents(b *testing.B) {
+func BenchmarkThousandAgents(b *testing.B) {
 	const count, tasks, perCommit = 1000, 100_000, 200
 	for range b.N {
 		l := newLab(b, false)
