@@ -3,7 +3,6 @@ package raftstore
 import (
 	"context"
 	"fmt"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -192,12 +191,4 @@ func BenchmarkApply(b *testing.B) {
 		applyEntry(b, f, index, entry)
 	}
 	b.ReportMetric(float64(index)*100/b.Elapsed().Seconds(), "commits/s")
-}
-
-// heapBytes is the live heap after a collection.
-func heapBytes() uint64 {
-	runtime.GC()
-	var stats runtime.MemStats
-	runtime.ReadMemStats(&stats)
-	return stats.HeapAlloc
 }
