@@ -44,12 +44,7 @@ type Outcome struct {
 	load    *load
 }
 
-// Play tells a story in the bubble that it is called in. dir gets the machines' files.
-func Play(story *Story, dir string) *Outcome {
-	return play(story, dir, nil)
-}
-
-// play lets tests that plant a fault tamper with the player.
+// play tells a story in the bubble that it is called in. dir gets the machines' files. Tests that plant a fault tamper with the player.
 func play(story *Story, dir string, tamper func(*player)) *Outcome {
 	p := &player{
 		Lab: NewLab(LabConfig{

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -404,14 +403,4 @@ func compare(before, now map[string]string) error {
 		}
 	}
 	return nil
-}
-
-// host of an address.
-func hostOf(address string) netip.Addr {
-	at, err := netip.ParseAddrPort(address)
-	if err != nil {
-		a, _ := netip.ParseAddr(address)
-		return a
-	}
-	return at.Addr()
 }
