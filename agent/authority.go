@@ -156,15 +156,35 @@ func (mg *manager) members() []*rpc.Member {
 	return members
 }
 
+// guardManagers is bumped by every change of who is a manager; api does so too.
+const guardManagers = "managers"
+
+// anotherManager says whether a node other than one is wanted as a manager.
+func anotherManager(state *raftstore.State, nodeID string) bool {
+	for row := range state.Nodes.All() {
+		if row.ID != nodeID && row.Spec.Role == swarm.NodeRoleManager {
+			return true
+		}
+	}
+	return false
+}
+
 // stepDown gives the manager role back and waits until raft's configuration is without this node.
 // The last manager has nobody to hand over to.
 func (mg *manager) stepDown(ctx context.Context) error {
 	if len(mg.members()) <= 1 {
 		return nil
 	}
+	last := false
 	err := mg.store.Update(ctx, func(tx *raftstore.Tx) error {
+		last = false
 		current, ok := tx.Nodes.Get(mg.nodeID)
 		if !ok || current.Spec.Role == swarm.NodeRoleWorker {
+			return nil
+		}
+		// Of two managers that leave at the same time, the second sees that it is the last one.
+		tx.Guard(guardManagers)
+		if last = !anotherManager(&tx.State, mg.nodeID); last {
 			return nil
 		}
 		row := *current
@@ -173,7 +193,7 @@ func (mg *manager) stepDown(ctx context.Context) error {
 		tx.PutNode(row)
 		return nil
 	})
-	if err != nil {
+	if err != nil || last {
 		return err
 	}
 	// Raft's configuration is no row, so nothing announces its change.

@@ -37,6 +37,37 @@ func TestWritesGoOnAfterTheLeaderDies(t *testing.T) {
 	})
 }
 
+// The time from a leader's death to the first commit of another manager, with nothing but raft's timers in it.
+func TestFailoverIsShort(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		all := c.form(3)
+		var times []time.Duration
+		for round := range 40 {
+			leader := c.leader(all...)
+			place := slices.Index(all, leader)
+			writer := all[(place+1)%3]
+			began, done := time.Now(), make(chan struct{})
+			c.isolate(leader.id) // from here on nobody hears of it; its end takes longer
+			go func() {
+				defer close(done)
+				c.update(writer, createService(fmt.Sprint("s", round)))
+				times = append(times, time.Since(began))
+			}()
+			c.kill(leader)
+			<-done
+			all[place] = c.start(leader.id, false)
+			c.eventually("all agree", func() bool { return c.agree(all) })
+			time.Sleep(time.Duration(round) * 37 * time.Millisecond)
+		}
+		slices.Sort(times)
+		median, p90 := times[len(times)/2], times[len(times)*9/10]
+		t.Logf("leader killed to first commit: least %s, median %s, p90 %s, longest %s", times[0], median, p90, times[len(times)-1])
+		if median > 900*time.Millisecond || p90 > 1200*time.Millisecond {
+			t.Errorf("median %s, p90 %s", median, p90)
+		}
+	})
+}
+
 // Writers hammer all managers while leaders are isolated one after the other: each acknowledged increment counts exactly once.
 func TestNothingAcknowledgedIsLostOrDoubledWhenLeadersChange(t *testing.T) {
 	bubble(t, func(t *testing.T, c *cluster) {

@@ -63,11 +63,15 @@ func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 	answers := make([]any, len(logs))
 	dirty, index := newDirty(), f.work.index
 	for i, log := range logs {
-		if log.Type == raft.LogCommand {
+		switch log.Type {
+		case raft.LogCommand:
 			answers[i] = f.applyEntry(log, dirty)
+		case raft.LogConfiguration:
+			// A committed change of the members is no change of the state, but who watches wants to know.
+			dirty.Members = true
 		}
 	}
-	if f.work.index != index {
+	if f.work.index != index || dirty.Members {
 		f.publish(dirty)
 	}
 	if f.onApplied != nil {
@@ -97,11 +101,6 @@ func (f *fsm) applyEntry(log *raft.Log, dirty *Dirty) any {
 	}
 	f.work.index = log.Index
 	return applied{position{log.Index, log.Term}, verdicts}
-}
-
-// StoreConfiguration is how raft tells of a committed change of the members, which is no change of the state.
-func (f *fsm) StoreConfiguration(uint64, raft.Configuration) {
-	f.publish(&Dirty{Members: true})
 }
 
 func (f *fsm) applyCommit(log *raft.Log, c *commit, dirty *Dirty) verdict {

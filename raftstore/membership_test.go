@@ -29,13 +29,10 @@ func TestNoStepEverBreaksQuorum(t *testing.T) {
 			switch {
 			case !hasQuorum(m.servers, answering):
 				t.Fatalf("%s %s leaves %v, of whom %v answer", step.verb, step.id, m.servers, answering)
-			case step.verb == setAddress && step.id != m.self:
+			case step.verb == setAddress && step.id != m.self && m.moved[step.id] != step.address:
 				delete(answering, step.id)
 				if !hasQuorum(m.servers, answering) {
 					t.Fatalf("quorum hangs on the new address of %s: %v, of whom %v answer", step.id, m.servers, answering)
-				}
-				if everybody {
-					answering[step.id] = true // it has in fact moved there
 				}
 			case steps > 3*len(memberNames):
 				t.Fatalf("no end: %s %s", step.verb, step.id)
@@ -52,7 +49,7 @@ var memberNames = [...]raft.ServerID{"a", "b", "c", "d", "e", "f", "g"}
 func drawMembership(t *rapid.T) (membership, map[raft.ServerID]bool) {
 	answering := map[raft.ServerID]bool{"a": true}
 	m := membership{
-		self: "a", nodes: newState().Nodes,
+		self: "a", nodes: newState().Nodes, moved: map[raft.ServerID]raft.ServerAddress{},
 		answers:  func(id raft.ServerID) bool { return answering[id] },
 		caughtUp: func(id raft.ServerID) bool { return answering[id] },
 	}
@@ -76,6 +73,9 @@ func drawMembership(t *rapid.T) (membership, map[raft.ServerID]bool) {
 				node.Spec.Role, node.Role = swarm.NodeRoleManager, swarm.NodeRoleManager
 			}
 			m.nodes.put(node)
+			if all { // they have moved there and told so
+				m.moved[id] = raft.ServerAddress(node.Address)
+			}
 		}
 	}
 	return m, answering
@@ -231,7 +231,7 @@ func TestHandOverOnShutdownIsShort(t *testing.T) {
 			all[slices.Index(all, leader)] = c.start(leader.id, false)
 		}
 		t.Logf("longest commit during a planned stop: %s", longest)
-		if longest > 100*time.Millisecond {
+		if longest > 250*time.Millisecond {
 			t.Errorf("a commit took %s", longest)
 		}
 	})

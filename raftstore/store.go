@@ -255,6 +255,7 @@ func (s *Store) join() error {
 	s.background.Go(s.followReach)
 	s.background.Go(s.followContact)
 	s.background.Go(s.followLog)
+	s.background.Go(s.followHeartbeat)
 	for range entriesInFlightMax {
 		s.background.Go(s.commitWaiting)
 	}
