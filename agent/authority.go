@@ -171,12 +171,12 @@ func anotherManager(state *raftstore.State, nodeID string) bool {
 
 // stepDown gives the manager role back and waits until raft's configuration is without this node.
 // The last manager has nobody to hand over to.
-func (mg *manager) stepDown(ctx context.Context) error {
+func (mg *manager) stepDown(ctx context.Context) (handedOver bool, err error) {
 	if len(mg.members()) <= 1 {
-		return nil
+		return false, nil
 	}
 	last := false
-	err := mg.store.Update(ctx, func(tx *raftstore.Tx) error {
+	err = mg.store.Update(ctx, func(tx *raftstore.Tx) error {
 		last = false
 		current, ok := tx.Nodes.Get(mg.nodeID)
 		if !ok || current.Spec.Role == swarm.NodeRoleWorker {
@@ -194,19 +194,20 @@ func (mg *manager) stepDown(ctx context.Context) error {
 		return nil
 	})
 	if err != nil || last {
-		return err
+		return false, err
 	}
-	// Raft's configuration is no row, so nothing announces its change.
+	// Raft's configuration is no row, so nothing announces its change. Who was taken out may not be told at all: then it
+	// hears of no leader any more.
 	poll := time.NewTicker(stepDownPoll)
 	defer poll.Stop()
-	for mg.isMember(mg.nodeID) {
+	for mg.isMember(mg.nodeID) && mg.serving() {
 		select {
 		case <-ctx.Done():
-			return errors.New("the other managers did not take this node out in time")
+			return false, errors.New("the other managers did not take this node out in time")
 		case <-poll.C:
 		}
 	}
-	return nil
+	return true, nil
 }
 
 const stepDownPoll = 50 * time.Millisecond

@@ -50,6 +50,8 @@ type membership struct {
 
 	// inSession says that some manager hears this node.
 	inSession atomic.Bool
+	// atHome says that this manager hears its own agent.
+	atHome atomic.Bool
 
 	roleChanged poke // the certificate has another role now
 	renewNow    poke // the cluster wants this node to have another role
@@ -274,6 +276,12 @@ func (m *membership) movedManagers() (addresses []string) {
 		}
 	}
 	return addresses
+}
+
+// otherAddresses are some nodes that were no managers when this one last heard of them.
+func (m *membership) otherAddresses() []string {
+	others := shuffled(m.roster.workerAddresses(m.identity.NodeID()))
+	return others[:min(len(others), strangersMax)]
 }
 
 // gossipAlive is gossip's word for a member that answers.

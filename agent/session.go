@@ -20,6 +20,9 @@ const (
 	formatVersion = 1
 	// goodbyeMax is how long a manager may take to hear a good-bye.
 	goodbyeMax = time.Second
+	// ownReplicaMax is how long a manager's agent waits for its own replica at the start: an election, and far less than the grace time.
+	ownReplicaMax  = 1500 * time.Millisecond
+	ownReplicaPoll = 50 * time.Millisecond
 	// resignMax bounds the wait for a session to say in that this node leaves.
 	resignMax = 3 * time.Second
 	// welcomeMax is how long a manager may take to answer a hello; it has to find a leader first.
@@ -51,9 +54,14 @@ var (
 // runSessions keeps one session with some manager until ctx ends.
 func (m *membership) runSessions(ctx context.Context) error {
 	var search search
+	m.awaitOwnReplica(ctx)
 	for ctx.Err() == nil {
 		pause, ended := time.Duration(0), false
-		for _, address := range search.order(m.managerAddresses()) {
+		addresses := m.managerAddresses()
+		if search.rounds >= strangeAfter {
+			addresses = append(addresses, m.otherAddresses()...)
+		}
+		for _, address := range search.order(addresses) {
 			welcomed, err := m.session(ctx, address, search.patience())
 			if ctx.Err() != nil {
 				return nil
@@ -77,6 +85,19 @@ func (m *membership) runSessions(ctx context.Context) error {
 		pauseFor(ctx, pause)
 	}
 	return nil
+}
+
+// awaitOwnReplica gives a manager that starts a moment for its own replica to serve, so that its agent does not turn to another manager
+// and soon back.
+func (m *membership) awaitOwnReplica(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, ownReplicaMax)
+	defer cancel()
+	for ctx.Err() == nil && m.identity.Role() == swarm.NodeRoleManager {
+		if mg := m.manager.Load(); mg != nil && mg.tenure.current() != nil {
+			return
+		}
+		pauseFor(ctx, ownReplicaPoll)
+	}
 }
 
 // learnFrom takes from the end of a session what it says of this node.
@@ -139,7 +160,9 @@ func (m *membership) session(ctx context.Context, address string, patience time.
 	m.takeGossipKey(welcome.GossipKey)
 	m.node.worker.Resend()
 	m.inSession.Store(true)
+	m.atHome.Store(s.atHome)
 	defer m.inSession.Store(false)
+	defer m.atHome.Store(false)
 	welcomed = time.Now()
 	beat := time.Duration(welcome.BeatNs)
 	listening := make(chan struct{})
@@ -379,11 +402,26 @@ func (m *membership) obey(order *rpc.NodeOrder) {
 	}
 }
 
+// awaitSessionElsewhere returns when this node has no session with itself any more.
+func (m *membership) awaitSessionElsewhere(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, resignMax)
+	defer cancel()
+	for m.atHome.Load() && ctx.Err() == nil {
+		pauseFor(ctx, ownReplicaPoll)
+	}
+}
+
 // resign hands the manager role over, if others can take it, and says good-bye, as far as ctx allows.
 func (m *membership) resign(ctx context.Context) {
 	if mg := m.manager.Load(); mg != nil && mg.serving() {
-		if err := mg.stepDown(ctx); err != nil {
+		handedOver, err := mg.stepDown(ctx)
+		if err != nil {
 			m.log.Warn("left without handing over the manager role", "err", err)
+		}
+		if handedOver {
+			// It could not tell the others of a farewell any more: that is for the session that follows.
+			mg.tenure.set(false)
+			m.awaitSessionElsewhere(ctx)
 		}
 	}
 	if !m.inSession.Load() && len(m.roster.managers()) == 0 {

@@ -150,3 +150,25 @@ func TestSurplusIsTakenFromWhoHasFarTooMuch(t *testing.T) {
 		}
 	}
 }
+
+// An agent that was cut off while all managers it knew were replaced finds the new ones among the nodes it knows.
+func TestAgentFindsManagersThatWerePromotedMeanwhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		all := formed(t, 1, 2)
+		defer closeAll(all)
+		n1, n2, n3 := all[0], all[1], all[2]
+		n3.cutOff()
+		if err := n2.setRole(n1, swarm.NodeRoleManager); err != nil {
+			t.Fatal(err)
+		}
+		n1.within(20*time.Second, "both manage", func() bool { return n2.store() != nil && len(n2.store().Members()) == 2 && leader(all) != nil })
+		n1.within(20*time.Second, "the first one is demoted", func() bool {
+			_ = n1.setRole(n2, swarm.NodeRoleWorker)
+			return n2.store() != nil && len(n2.store().Members()) == 1 && n1.row(n2).Role == swarm.NodeRoleWorker
+		})
+		time.Sleep(time.Minute) // until nothing is left of its session
+		n3.rejoins()
+		took := n2.within(40*time.Second, "it is heard again", func() bool { return n3.row(n2).Session.Heard() && n3.node.current().inSession.Load() })
+		t.Logf("found after %s", took)
+	})
+}

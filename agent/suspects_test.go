@@ -70,6 +70,6 @@ func TestGossipIsTheWitnessWithoutManagers(t *testing.T) {
 			t.Errorf("%d containers run", n2.runtime.runs())
 		}
 		n1.rejoins()
-		n2.within(10*time.Second, "a manager hears it", func() bool { return n2.row(n1).Session.Heard() && n2.node.current().inSession.Load() })
+		n2.within(20*time.Second, "a manager hears it", func() bool { return n2.row(n1).Session.Heard() && n2.node.current().inSession.Load() })
 	})
 }
