@@ -46,7 +46,7 @@ func (m *membership) manage(ctx context.Context, server *rpc.Server) error {
 	defer peers.Close()
 	config.Peers = peers
 	config.Listener = server.Raft()
-	config.Dial = m.dialer.Raft
+	config.Dial = m.dialRaft
 	config.Bootstrap = m.founding != nil
 	store, err := raftstore.Open(config)
 	if err != nil {

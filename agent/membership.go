@@ -19,6 +19,7 @@ import (
 	"swarm/rpc"
 	"swarm/secrets/pki"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/swarm"
 	"golang.org/x/sync/errgroup"
 )
@@ -56,6 +57,8 @@ type membership struct {
 	roleChanged poke // the certificate has another role now
 	renewNow    poke // the cluster wants this node to have another role
 	rosterMoved poke // gossip has other seeds
+	// doubted is the address of a manager that does not take this node for one.
+	doubted chan string
 
 	assigned   *latch     // opens with the first assignments
 	replicated *latch     // opens when this manager's replica holds the cluster
@@ -89,6 +92,7 @@ func newMembership(n *node, r record, identity *pki.Identity, f *founding) *memb
 		roleChanged: newPoke(),
 		renewNow:    newPoke(),
 		rosterMoved: newPoke(),
+		doubted:     make(chan string, 1),
 		assigned:    newLatch(),
 		replicated:  newLatch(),
 		ready:       newLatch(),
@@ -345,6 +349,10 @@ func (m *membership) runRenewals(ctx context.Context) error {
 		case <-due.C:
 		case <-m.renewNow:
 			due.Stop()
+		case address := <-m.doubted:
+			due.Stop()
+			m.settleDoubt(ctx, address)
+			continue
 		}
 		for retry := renewRetry; ctx.Err() == nil; retry = min(2*retry, renewRetryMax) {
 			err := m.renew(ctx)
@@ -362,6 +370,39 @@ func (m *membership) runRenewals(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// dialRaft opens a raft stream, and takes note of a manager that refuses one because this node is no manager to it.
+func (m *membership) dialRaft(ctx context.Context, address string) (net.Conn, error) {
+	conn, err := m.dialer.Raft(ctx, address)
+	if errdefs.IsPermissionDenied(err) {
+		select {
+		case m.doubted <- address:
+		default:
+		}
+	}
+	return conn, err
+}
+
+// settleDoubt asks a manager that refused this node's raft streams what this node is to it. Managers that come back after their
+// cluster was forced to go on without them may well have a majority among themselves, and hear of it in no other way.
+func (m *membership) settleDoubt(ctx context.Context, address string) {
+	keyPEM, csrPEM, err := pki.NewKey()
+	if err != nil {
+		return
+	}
+	// An answer comes only from a manager with a leader, and says what is so now.
+	answer, err := m.requestRenewal(ctx, address, csrPEM)
+	if err != nil || answer.Role == string(m.identity.Role()) {
+		pauseFor(ctx, renewRetry)
+		return
+	}
+	if err := m.identity.Replace(m.identity.RootPEM(), answer.CertificatePem, keyPEM); err != nil {
+		m.log.Warn("certificate not replaced", "err", err)
+		return
+	}
+	m.log.Warn("the cluster goes on without this manager", "as", address, "role", m.identity.Role())
+	m.roleChanged.send()
 }
 
 // removed says whether the cluster has told this node that it is no member any more.

@@ -106,19 +106,27 @@ func (n *node) recoverable(ctx context.Context) (*membership, *raftstore.Store, 
 	if mg.store.Local().Cluster() == nil {
 		return nil, nil, errdefs.ErrUnavailable.WithMessage("This manager has no copy of the swarm's state yet: run this on another manager")
 	}
-	// An election that is under way, as after a restart, is no loss of the quorum.
-	for ; ; pauseFor(ctx, leaderAwaitPoll) {
-		since := mg.store.LeaderlessSince()
-		if !since.IsZero() && time.Since(since) >= leaderAwaitMax {
-			return m, mg.store, nil
+	return m, mg.store, mg.leaderless(ctx)
+}
+
+// leaderless returns nil once there has been no leader for longer than an election takes, and a conflict when there is one that
+// most managers follow: one that has just lost them does not know it yet.
+func (mg *manager) leaderless(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, joinWaitMax)
+	defer cancel()
+	for ; ctx.Err() == nil; pauseFor(ctx, leaderAwaitPoll) {
+		if since := mg.store.LeaderlessSince(); !since.IsZero() && time.Since(since) >= leaderAwaitMax {
+			return nil
 		}
-		if id, address := mg.store.Leader(); id != "" {
-			return nil, nil, errdefs.ErrConflict.WithMessage(fmt.Sprintf("The swarm has a leader (node %s at %s), so nothing is lost: demote or remove the managers that are gone (\"swarm node demote\") instead of forcing a new cluster", id, address))
+		id, address := mg.store.Leader()
+		if id == "" {
+			continue
 		}
-		if ctx.Err() != nil {
-			return nil, nil, ctx.Err()
+		if _, err := mg.store.View(ctx); err == nil {
+			return errdefs.ErrConflict.WithMessage(fmt.Sprintf("The swarm has a leader (node %s at %s), so nothing is lost: demote or remove the managers that are gone (\"swarm node demote\") instead of forcing a new cluster", id, address))
 		}
 	}
+	return errdefs.ErrUnavailable.WithMessage("Leaders of the swarm come and go: try again in a moment")
 }
 
 // forceNewCluster makes this manager the only one of its cluster. The others become workers: those that return give up

@@ -30,7 +30,7 @@ const (
 	// beatsMissedMax is how many beats in a row may stay without any word from the manager: 2 s with the default grace time.
 	beatsMissedMax = 3
 	// homeAfter, and as much again at random, is how long this manager's own replica must serve before its agent comes back to it.
-	homeAfter = 10 * time.Second
+	homeAfter = 3 * time.Second
 )
 
 // What an agent says when it ends a session on purpose.
@@ -87,13 +87,13 @@ func (m *membership) runSessions(ctx context.Context) error {
 	return nil
 }
 
-// awaitOwnReplica gives a manager that starts a moment for its own replica to serve, so that its agent does not turn to another manager
-// and soon back.
+// awaitOwnReplica gives a manager that starts again a moment for its own replica to serve, so that its agent does not turn to another
+// manager and soon back. A new one is let into raft only once some manager has heard its agent.
 func (m *membership) awaitOwnReplica(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, ownReplicaMax)
 	defer cancel()
 	for ctx.Err() == nil && m.identity.Role() == swarm.NodeRoleManager {
-		if mg := m.manager.Load(); mg != nil && mg.tenure.current() != nil {
+		if mg := m.manager.Load(); mg != nil && (mg.tenure.current() != nil || !mg.isMember(mg.nodeID)) {
 			return
 		}
 		pauseFor(ctx, ownReplicaPoll)
