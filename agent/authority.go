@@ -200,7 +200,7 @@ func (mg *manager) stepDown(ctx context.Context) (handedOver bool, err error) {
 	// hears of no leader any more.
 	poll := time.NewTicker(stepDownPoll)
 	defer poll.Stop()
-	for mg.isMember(mg.nodeID) && mg.serving() {
+	for mg.isMember(mg.nodeID) && mg.inContact() {
 		select {
 		case <-ctx.Done():
 			return false, errors.New("the other managers did not take this node out in time")

@@ -24,8 +24,13 @@ var errNotServing = errdefs.ErrUnavailable.WithMessage("this manager was demoted
 
 // serving says whether agents are in good hands here.
 func (mg *manager) serving() bool {
+	return mg.usable() && !mg.demoted() && mg.inContact()
+}
+
+// inContact says whether a leader was known lately.
+func (mg *manager) inContact() bool {
 	since := mg.store.LeaderlessSince()
-	return mg.usable() && !mg.demoted() && (since.IsZero() || time.Since(since) < leaderlessMax)
+	return since.IsZero() || time.Since(since) < leaderlessMax
 }
 
 // demoted says whether this manager shall be one no more and has handed over what it led. Raft goes on without it and does
