@@ -22,10 +22,12 @@ type cluster struct {
 	ordered []*machine
 	// reservations are those of the versions that were looked up.
 	reservations map[scheduler.Version]reservation
+	// services is the memory of the last load that was summed up.
+	services map[string]int
 }
 
 func newCluster() *cluster {
-	return &cluster{nodes: scheduler.NewNodes(), machines: map[string]*machine{}, reservations: map[scheduler.Version]reservation{}}
+	return &cluster{nodes: scheduler.NewNodes(), machines: map[string]*machine{}, reservations: map[scheduler.Version]reservation{}, services: map[string]int{}}
 }
 
 // reservation is what a task of a version reserves.
@@ -63,22 +65,25 @@ func (c *cluster) refresh(state *raftstore.State, nodeID string) (moved, room bo
 		c.ordered = nil
 		return known, false
 	}
-	n := scheduler.Node{
+	change := c.nodes.Put(scheduler.Node{
 		Facts: factsOf(row), Open: open(row), Silent: unheard(row),
 		NanoCPUs: row.Description.Resources.NanoCPUs, MemoryBytes: row.Description.Resources.MemoryBytes,
 		Load: c.loadOf(state, nodeID),
-	}
-	m := &machine{
-		facts: &n.Facts, open: n.Open,
+	})
+	m := machine{
+		facts: &c.nodes.Get(nodeID).Facts, open: open(row),
 		down:    row.Session.Presence == raftstore.PresenceDown,
 		since:   row.Session.Since,
 		drained: row.Spec.Availability == swarm.NodeAvailabilityDrain,
 	}
 	old := c.machines[nodeID]
-	c.machines[nodeID] = m
-	c.ordered = nil
-	change := c.nodes.Put(n)
-	return change.Facts || old == nil || old.down != m.down || old.drained != m.drained, change.Room
+	if old == nil {
+		c.machines[nodeID], c.ordered = &m, nil
+		return true, change.Room
+	}
+	moved = change.Facts || old.down != m.down || old.drained != m.drained
+	*old = m
+	return moved, change.Room
 }
 
 // sorted is every machine in order of ids.
@@ -118,9 +123,10 @@ func factsOf(n *raftstore.Node) spec.Facts {
 	}
 }
 
-// loadOf sums up the tasks of a node.
+// loadOf sums up the tasks of a node. Its Services are good until the next call.
 func (c *cluster) loadOf(state *raftstore.State, nodeID string) scheduler.Load {
-	var load scheduler.Load
+	clear(c.services)
+	load := scheduler.Load{Services: c.services}
 	for t := range state.TasksOn(nodeID) {
 		if !assigned(t) {
 			continue

@@ -15,8 +15,8 @@ import (
 const (
 	// changesMax bounds one commit, stepsMax what is planned for one service at a time: a big change goes in several commits,
 	// and other work comes in between.
-	changesMax = 200
-	stepsMax   = 200
+	changesMax = 500
+	stepsMax   = 500
 
 	retryMin = 100 * time.Millisecond
 	retryMax = 2 * time.Second

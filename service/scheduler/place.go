@@ -14,6 +14,9 @@ func (ns *Nodes) Place(g *Group, count int, now time.Time) (nodeIDs []string, re
 	if count <= 0 {
 		return nil, ""
 	}
+	if count == 1 && len(g.spread) == 0 {
+		return ns.placeOne(g, now)
+	}
 	root := ns.tree(g, now)
 	nodeIDs = make([]string, 0, count)
 	for len(nodeIDs) < count {
@@ -24,6 +27,24 @@ func (ns *Nodes) Place(g *Group, count int, now time.Time) (nodeIDs []string, re
 		nodeIDs = append(nodeIDs, n.ID)
 	}
 	return nodeIDs, ""
+}
+
+// placeOne needs no heap.
+func (ns *Nodes) placeOne(g *Group, now time.Time) (nodeIDs []string, reason string) {
+	var best candidate
+	for _, n := range ns.all() {
+		if g.check(n) != fits {
+			continue
+		}
+		if c := g.candidate(n, now); best.Node == nil || g.compare(c, best) < 0 {
+			best = c
+		}
+	}
+	if best.Node == nil {
+		return nil, ns.explain(g)
+	}
+	best.Add(g.ServiceID, g.nanoCPUs, g.memoryBytes, true)
+	return []string{best.ID}, ""
 }
 
 // PlaceOn puts one task on a given node (a global service's), or says why it cannot go there.
@@ -50,10 +71,14 @@ func (ns *Nodes) explain(g *Group) string {
 	return refused.String()
 }
 
-// candidate is a node that fits.
+// candidate is a node that fits, with its failures of the version and tasks of the service.
 type candidate struct {
 	*Node
-	failures int
+	failures, running int
+}
+
+func (g *Group) candidate(n *Node, now time.Time) candidate {
+	return candidate{n, n.recentFailures(g.Version, now), n.Services[g.ServiceID]}
 }
 
 // branch is a part of the cluster: nodes that share the labels which the group spreads over, down to a leaf of candidates.
@@ -69,23 +94,24 @@ type branch struct {
 // tree sorts the nodes that fit into branches.
 func (ns *Nodes) tree(g *Group, now time.Time) *branch {
 	root := newBranch(g, "")
-	for _, n := range ns.byID {
+	root.leaf.items = ns.spare[:0]
+	for _, n := range ns.all() {
 		fit := g.check(n) == fits
 		if !fit && len(g.spread) == 0 {
 			continue
 		}
-		b := root
-		running := n.Services[g.ServiceID]
+		b, c := root, g.candidate(n, now)
 		for _, descriptor := range g.spread {
 			value, _ := spec.SpreadLabel(descriptor, &n.Facts)
-			b.tasks += running
+			b.tasks += c.running
 			b = b.child(g, value)
 		}
-		b.tasks += running
+		b.tasks += c.running
 		if fit {
-			b.leaf.items = append(b.leaf.items, candidate{n, n.recentFailures(g.Version, now)})
+			b.leaf.items = append(b.leaf.items, c)
 		}
 	}
+	ns.spare = root.leaf.items[:0]
 	root.order()
 	return root
 }
@@ -138,6 +164,7 @@ func (b *branch) take(g *Group) *Node {
 		return nil
 	}
 	n := b.leaf.items[0].Node
+	b.leaf.items[0].running++
 	n.Add(g.ServiceID, g.nanoCPUs, g.memoryBytes, true)
 	b.tasks++
 	b.leaf.settle(g.hasRoom(n))
@@ -152,9 +179,9 @@ func (g *Group) compare(a, b candidate) int {
 		}
 	}
 	return cmp.Or(
-		cmp.Compare(a.Services[g.ServiceID], b.Services[g.ServiceID]),
+		cmp.Compare(a.running, b.running),
 		cmp.Compare(a.Tasks, b.Tasks),
-		cmp.Compare(a.ID, b.ID))
+		cmp.Compare(a.rank, b.rank))
 }
 
 func (n *Node) recentFailures(v Version, now time.Time) int {

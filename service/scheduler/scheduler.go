@@ -3,8 +3,10 @@
 package scheduler
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -26,7 +28,7 @@ type Version struct {
 	SpecVersion uint64
 }
 
-// Node is one machine as placement sees it. Once given to a Nodes it belongs to it.
+// Node is one machine as placement sees it. A Nodes takes a copy, of Services too; all else is only read.
 type Node struct {
 	spec.Facts
 	// Open says that the node takes new tasks: it is ready and its availability is active.
@@ -36,6 +38,9 @@ type Node struct {
 	// NanoCPUs and MemoryBytes are what the node has in all.
 	NanoCPUs, MemoryBytes int64
 	Load
+
+	// rank is the node's place in the order of ids.
+	rank int
 }
 
 // Load is what the tasks of a node take of it.
@@ -74,6 +79,10 @@ func (l *Load) Fail(v Version, at time.Time) {
 // the next one sees it; the caller replaces a node by Put when the truth is known.
 type Nodes struct {
 	byID map[string]*Node
+	// ordered is byID in order of ids; nil when it has to be sorted again.
+	ordered []*Node
+	// spare is the memory of the last placement's candidates.
+	spare []candidate
 }
 
 // NewNodes is an empty index.
@@ -82,11 +91,26 @@ func NewNodes() *Nodes { return &Nodes{byID: map[string]*Node{}} }
 // Len is the number of nodes.
 func (ns *Nodes) Len() int { return len(ns.byID) }
 
-// Get is a node, or nil.
+// Get is a node, or nil. It is the same for as long as the node is not removed.
 func (ns *Nodes) Get(id string) *Node { return ns.byID[id] }
 
 // Remove forgets a node.
-func (ns *Nodes) Remove(id string) { delete(ns.byID, id) }
+func (ns *Nodes) Remove(id string) {
+	delete(ns.byID, id)
+	ns.ordered = nil
+}
+
+// all is every node in order of ids.
+func (ns *Nodes) all() []*Node {
+	if ns.ordered == nil {
+		ns.ordered = slices.AppendSeq(make([]*Node, 0, len(ns.byID)), maps.Values(ns.byID))
+		slices.SortFunc(ns.ordered, func(a, b *Node) int { return cmp.Compare(a.ID, b.ID) })
+		for i, n := range ns.ordered {
+			n.rank = i
+		}
+	}
+	return ns.ordered
+}
 
 // Leave counts one task of a service less on a node: it was told to stop, although it takes resources until it has.
 func (ns *Nodes) Leave(nodeID, serviceID string) {
@@ -106,12 +130,30 @@ type Change struct {
 // Put adds a node or replaces what was known of it.
 func (ns *Nodes) Put(n Node) Change {
 	old := ns.byID[n.ID]
-	ns.byID[n.ID] = &n
 	if old == nil {
+		n.Services = maps.Clone(n.Services)
+		ns.byID[n.ID] = &n
+		ns.ordered = nil
 		return Change{Facts: true, Room: n.Open}
 	}
 	facts := !sameFacts(old, &n)
-	return Change{Facts: facts, Room: n.Open && (facts || freed(old, &n))}
+	change := Change{Facts: facts, Room: n.Open && (facts || freed(old, &n))}
+	old.replace(&n)
+	return change
+}
+
+// replace takes everything of now, but keeps its own memory: most often a node is read again to learn what placing had counted.
+func (n *Node) replace(now *Node) {
+	services, rank := n.Services, n.rank
+	switch {
+	case services == nil:
+		services = maps.Clone(now.Services)
+	case !maps.Equal(services, now.Services):
+		clear(services)
+		maps.Copy(services, now.Services)
+	}
+	*n = *now
+	n.Services, n.rank = services, rank
 }
 
 func sameFacts(a, b *Node) bool {
