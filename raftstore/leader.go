@@ -231,11 +231,15 @@ func (s *Store) Members() []Member {
 	leader, _ := s.Leader()
 	var members []Member
 	for _, server := range s.servers() {
-		members = append(members, Member{
+		m := Member{
 			NodeID: string(server.ID), Address: string(server.Address),
-			Voter: server.Suffrage == raft.Voter, Leader: string(server.ID) == leader,
-			Reachable: leader != s.cfg.NodeID || s.answers(server.ID),
-		})
+			Voter: server.Suffrage == raft.Voter, Leader: string(server.ID) == leader, Reachable: true,
+		}
+		if leader == s.cfg.NodeID && m.NodeID != leader {
+			m.ReachableUntil = s.answersUntil(server.ID)
+			m.Reachable = time.Now().Before(m.ReachableUntil)
+		}
+		members = append(members, m)
 	}
 	return members
 }
@@ -248,6 +252,9 @@ type Member struct {
 	Leader  bool
 	// Reachable is the leader's view when this node leads; otherwise true.
 	Reachable bool
+	// ReachableUntil is when a leader counts it as unreachable unless it answers before; zero where this node does not lead,
+	// and for itself.
+	ReachableUntil time.Time
 }
 
 // servers is raft's latest configuration, committed or not.
@@ -267,8 +274,9 @@ func (s *Store) follows(id raft.ServerID, address raft.ServerAddress, term uint6
 
 // answers says whether a follower answered this leader within two heartbeat timeouts.
 func (s *Store) answers(id raft.ServerID) bool {
-	if string(id) == s.cfg.NodeID {
-		return true
-	}
-	return time.Since(s.transport.from(id).at) < 2*s.cfg.HeartbeatTimeout
+	return string(id) == s.cfg.NodeID || time.Now().Before(s.answersUntil(id))
+}
+
+func (s *Store) answersUntil(id raft.ServerID) time.Time {
+	return s.transport.from(id).at.Add(2 * s.cfg.HeartbeatTimeout)
 }

@@ -43,9 +43,6 @@ const (
 	sessionWindow     = 10 * time.Second
 	// nodesRememberedMax bounds the memory of that.
 	nodesRememberedMax = 100_000
-
-	// memberCheck is how often raft's configuration, which is no row, is compared with what agents were told.
-	memberCheck = 500 * time.Millisecond
 )
 
 // Config is what a dispatcher needs.
@@ -118,16 +115,13 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 func (d *Dispatcher) route(ctx context.Context) error {
 	watch := d.cfg.Store.Watch()
 	defer watch.Close()
-	tick := time.NewTicker(memberCheck)
-	defer tick.Stop()
 	// later ends the time in which news of the roster are collected; it is set as long as there are any.
 	var later <-chan time.Time
 	var settings settings
 	for {
 		state, dirty := watch.Take()
-		now := d.readVoters()
-		members := differing(*d.voters.Swap(&now), now)
-		fresh := d.roster.update(state, dirty, members, now)
+		members := d.followVoters()
+		fresh := d.roster.update(state, dirty, members, *d.voters.Load())
 		if s := settingsOf(state); dirty.All || dirty.Cluster {
 			if settings.known && s != settings {
 				d.endAll(errdefs.ErrUnavailable.WithMessage("the cluster's settings changed: begin a new session"))
@@ -147,12 +141,20 @@ func (d *Dispatcher) route(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-watch.Changed():
-		case <-tick.C:
 		case <-later:
 			d.tellRoster()
 			later = nil
 		}
 	}
+}
+
+// followVoters reads raft's configuration and lists the nodes whose part in it changed. That is no row, but it wakes watches too.
+func (d *Dispatcher) followVoters() (changed []string) {
+	now := d.readVoters()
+	if changed = differing(*d.voters.Load(), now); len(changed) > 0 {
+		d.voters.Store(&now)
+	}
+	return changed
 }
 
 func (d *Dispatcher) readVoters() map[string]bool {

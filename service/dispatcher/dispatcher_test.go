@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -468,6 +469,34 @@ func TestTwoOrchestratorsDoNothingTwice(t *testing.T) {
 		want := 9*30 + 30 + 9*7%20
 		if got := strings.Count(m.states(), "running"); got != want || m.store.Local().Tasks.Len() != want {
 			t.Fatalf("%d tasks run, %d are there, want %d", got, m.store.Local().Tasks.Len(), want)
+		}
+	})
+}
+
+func TestDemotedManagerHearsAtOnceThatRaftGoesOnWithoutIt(t *testing.T) {
+	withManager(t, 3, func(m *manager) {
+		ctx, cancel := context.WithCancel(m.ctx)
+		var members sync.WaitGroup
+		members.Go(func() { _ = m.store.RunMembership(ctx) })
+		defer members.Wait()
+		defer cancel()
+		m.start("n2", "n3")
+		role := func() (role string, voter bool) {
+			m.agents["n2"].see(func() { role = m.agents["n2"].order.Role })
+			return role, (*m.d.voters.Load())["n2"]
+		}
+		m.node("n1", func(n *raftstore.Node) {
+			n.Role, n.Spec.Role, n.Address = swarm.NodeRoleManager, swarm.NodeRoleManager, "n1:2377"
+		})
+		m.node("n2", func(n *raftstore.Node) { n.Role, n.Spec.Role = swarm.NodeRoleManager, swarm.NodeRoleManager })
+		settled(0)
+		if _, member := (*m.d.voters.Load())["n2"]; !member {
+			t.Fatal("n2 is no member of raft's configuration")
+		}
+		m.node("n2", func(n *raftstore.Node) { n.Spec.Role = swarm.NodeRoleWorker })
+		settled(0) // no time passes: nothing has to be polled for
+		if got, _ := role(); got != string(swarm.NodeRoleWorker) {
+			t.Errorf("n2 is told to be a %s, want worker", got)
 		}
 	})
 }

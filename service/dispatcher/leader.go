@@ -8,12 +8,8 @@ import (
 	"swarm/raftstore"
 )
 
-const (
-	// verdictsPerCommit bounds the nodes that one commit writes down, or lost.
-	verdictsPerCommit = 500
-	// reachCheck is how often a leader looks which managers it reaches, which is no row.
-	reachCheck = 500 * time.Millisecond
-)
+// verdictsPerCommit bounds the nodes that one commit writes down, or lost.
+const verdictsPerCommit = 500
 
 // RunLiveness judges the nodes that nobody hears. Leader only: run it inside WhileLeader.
 func (d *Dispatcher) RunLiveness(ctx context.Context) error {
@@ -25,14 +21,14 @@ func (d *Dispatcher) RunLiveness(ctx context.Context) error {
 	for ctx.Err() == nil {
 		state, dirty := watch.Take()
 		now := time.Now()
+		reachable, until := d.reachable()
 		if set := settingsOf(state); set.known {
-			l.look(state, dirty, d.reachable(), set.grace, now)
+			l.look(state, dirty, reachable, set.grace, now)
 		}
 		write, probe := l.due(now)
 		for id, a := range probe {
 			go d.ask(ctx, id, a, l.beats(probeBeats), answers)
 		}
-		most := reachCheck
 		if err := d.writeVerdicts(ctx, write, l.gone); err != nil {
 			if ctx.Err() == nil {
 				d.log.Warn("lost nodes not written down, will retry", "err", err)
@@ -43,7 +39,7 @@ func (d *Dispatcher) RunLiveness(ctx context.Context) error {
 		} else {
 			retry, l.gone = writeRetryMin, nil
 		}
-		timer := time.NewTimer(l.wait(time.Now(), most))
+		timer := time.NewTimer(l.wait(time.Now(), until))
 		select {
 		case <-ctx.Done():
 		case <-watch.Changed():
@@ -73,13 +69,25 @@ func (d *Dispatcher) ask(ctx context.Context, id string, a *absence, patience ti
 	}
 }
 
-// reachable lists the managers that the leader hears.
-func (d *Dispatcher) reachable() map[string]bool {
-	members := map[string]bool{}
+// reachable lists the managers that the leader hears, and until when all of them count as heard even if none answers again; zero:
+// always. One that answers again is no news before something is due, and then it is looked.
+func (d *Dispatcher) reachable() (members map[string]bool, until time.Time) {
+	members = map[string]bool{}
 	for _, m := range d.cfg.Store.Members() {
 		members[m.NodeID] = m.Reachable
+		if m.Reachable {
+			until = earlier(until, m.ReachableUntil)
+		}
 	}
-	return members
+	return members, until
+}
+
+// earlier takes zero for never.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
 }
 
 // writeVerdicts writes what became of nodes whose session is still the one that was missed, and forgets removed nodes as

@@ -135,13 +135,7 @@ func (l *liveness) judge(n *raftstore.Node, now time.Time) {
 func sameSession(a, b raftstore.Session) bool { return a.Manager == b.Manager && a.ID == b.ID }
 
 // soon brings next forward to when a is due.
-func (l *liveness) soon(a *absence) {
-	for _, at := range []time.Time{a.down, a.look} {
-		if !at.IsZero() && (l.next.IsZero() || at.Before(l.next)) {
-			l.next = at
-		}
-	}
-}
+func (l *liveness) soon(a *absence) { l.next = earlier(l.next, earlier(a.down, a.look)) }
 
 // due is what a leader has to do now about missing nodes: rows to write, and ports to ask before more can be said.
 func (l *liveness) due(now time.Time) (write map[string]verdict, probe map[string]*absence) {
@@ -201,10 +195,14 @@ func (l *liveness) written(a *absence, presence raftstore.Presence, now time.Tim
 // verdict is what shall be written of a node whose session is still the one that it is about.
 type verdict struct{ about, now raftstore.Session }
 
-// wait is how long until something may be due; at most most.
-func (l *liveness) wait(now time.Time, most time.Duration) time.Duration {
-	if l.next.IsZero() {
-		return most
+// waitMax is how long a leader waits when nothing is due at all.
+const waitMax = time.Hour
+
+// wait is how long until something may be due, or until another time.
+func (l *liveness) wait(now, until time.Time) time.Duration {
+	next := earlier(l.next, until)
+	if next.IsZero() {
+		return waitMax
 	}
-	return min(most, max(l.next.Sub(now), time.Millisecond))
+	return max(next.Sub(now), time.Millisecond)
 }

@@ -412,3 +412,25 @@ func TestProbesAreBounded(t *testing.T) {
 		}
 	})
 }
+
+func TestLeaderWaitsForWhatIsDueAndForNothingElse(t *testing.T) {
+	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	at := func(d time.Duration) time.Time { return now.Add(d) }
+	for _, c := range []struct {
+		name        string
+		next, until time.Time
+		want        time.Duration
+	}{
+		{"nothing due, no other manager", time.Time{}, time.Time{}, waitMax},
+		{"a node is due", at(time.Second), time.Time{}, time.Second},
+		{"a manager falls silent before", at(3 * time.Second), at(time.Second), time.Second},
+		{"a manager falls silent after", at(time.Second), at(3 * time.Second), time.Second},
+		{"it is time already", at(-time.Second), time.Time{}, time.Millisecond},
+	} {
+		l := newLiveness("n1")
+		l.next = c.next
+		if got := l.wait(now, c.until); got != c.want {
+			t.Errorf("%s: waits %s, want %s", c.name, got, c.want)
+		}
+	}
+}
