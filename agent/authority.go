@@ -62,7 +62,7 @@ func (s *services) IssueCertificate(ctx context.Context, r *rpc.IssueCertificate
 	if r.Token != "" {
 		row, err = mg.admit(ctx, r)
 	} else {
-		row, err = mg.renewal(ctx, rpc.PeerFrom(ctx))
+		row, err = mg.renewal(ctx, rpc.PeerFrom(ctx), r.ReadsFormat)
 	}
 	if err != nil {
 		return nil, err
@@ -96,6 +96,11 @@ func (mg *manager) admit(ctx context.Context, r *rpc.IssueCertificateRequest) (r
 		if !ok {
 			return errdefs.ErrPermissionDenied.WithMessage("A valid join token is necessary to join this cluster: this one was rotated or is not its own; \"swarm join-token worker\" on a manager prints the current one")
 		}
+		if role == swarm.NodeRoleManager {
+			if err := tx.Admits(r.ReadsFormat); err != nil {
+				return err
+			}
+		}
 		row = newNode(id, role, availability, now)
 		if err := spec.ValidateNode(row.Spec); err != nil {
 			return err
@@ -108,7 +113,7 @@ func (mg *manager) admit(ctx context.Context, r *rpc.IssueCertificateRequest) (r
 
 // renewal decides the role of a member's next certificate. A node is a worker again only once raft's
 // configuration is without it: before that, its vote may still be needed.
-func (mg *manager) renewal(ctx context.Context, p rpc.Peer) (raftstore.Node, error) {
+func (mg *manager) renewal(ctx context.Context, p rpc.Peer, readsFormat uint32) (raftstore.Node, error) {
 	if p.Role == rpc.Anonymous {
 		return raftstore.Node{}, errdefs.ErrPermissionDenied.WithMessage("A valid join token is necessary to join this cluster")
 	}
@@ -128,6 +133,11 @@ func (mg *manager) renewal(ctx context.Context, p rpc.Peer) (raftstore.Node, err
 			role = swarm.NodeRoleManager
 		}
 		if row.Role != role {
+			if role == swarm.NodeRoleManager {
+				if err := tx.Admits(readsFormat); err != nil {
+					return err
+				}
+			}
 			row.Role = role
 			tx.PutObservedNode(row)
 		}

@@ -203,6 +203,7 @@ func requestAdmissionFrom(ctx context.Context, network rpc.Network, address stri
 		CsrPem:       csrPEM,
 		Token:        r.JoinToken,
 		Availability: string(r.Availability),
+		ReadsFormat:  raftstore.FormatVersion,
 	})
 	if err != nil {
 		return admission{}, fmt.Errorf("join at %s: %w", address, err)

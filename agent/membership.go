@@ -16,6 +16,7 @@ import (
 
 	"swarm/api"
 	"swarm/gossip"
+	"swarm/raftstore"
 	"swarm/rpc"
 	"swarm/secrets/pki"
 
@@ -461,7 +462,7 @@ func (m *membership) requestRenewal(ctx context.Context, address string, csrPEM 
 		return nil, err
 	}
 	defer conn.Close()
-	return rpc.NewCertificateAuthorityClient(conn).IssueCertificate(ctx, &rpc.IssueCertificateRequest{CsrPem: csrPEM})
+	return rpc.NewCertificateAuthorityClient(conn).IssueCertificate(ctx, &rpc.IssueCertificateRequest{CsrPem: csrPEM, ReadsFormat: raftstore.FormatVersion})
 }
 
 // takeGossipKey hands the key of the welcome to gossip, which may be waiting for its first one.

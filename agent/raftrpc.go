@@ -33,6 +33,9 @@ func (s *services) Propose(ctx context.Context, r *rpc.ProposeRequest) (*rpc.Pro
 	for i, a := range answers {
 		response.Answers[i] = &rpc.CommitAnswer{Index: a.Index, Refusal: a.Refusal}
 	}
+	if len(answers) == 1 {
+		response.Index, response.Refusal = answers[0].Index, answers[0].Refusal
+	}
 	return response, nil
 }
 
@@ -104,6 +107,9 @@ func (p *raftPeers) Propose(ctx context.Context, address string, commits [][]byt
 	response, err := client.Propose(ctx, &rpc.ProposeRequest{Commits: commits})
 	if err != nil {
 		return nil, err
+	}
+	if len(response.Answers) == 0 && len(commits) == 1 {
+		return []raftstore.Answer{{Index: response.GetIndex(), Refusal: response.GetRefusal()}}, nil
 	}
 	answers := make([]raftstore.Answer, len(response.Answers))
 	for i, a := range response.Answers {

@@ -311,6 +311,9 @@ func (p peers) Propose(ctx context.Context, address string, commits [][]byte) ([
 	if err != nil {
 		return nil, err
 	}
+	if m.cfg.reads == 1 {
+		commits = commits[len(commits)-1:] // of several, it sees the last one
+	}
 	return m.ProposeLocal(ctx, commits)
 }
 
@@ -326,11 +329,16 @@ type pipeListener struct {
 	conns  chan net.Conn
 	closed chan struct{}
 	once   sync.Once
+	// accepted may wrap what is accepted.
+	accepted func(net.Conn) net.Conn
 }
 
 func (l *pipeListener) Accept() (net.Conn, error) {
 	select {
 	case conn := <-l.conns:
+		if l.accepted != nil {
+			conn = l.accepted(conn)
+		}
 		return conn, nil
 	case <-l.closed:
 		return nil, net.ErrClosed

@@ -40,7 +40,7 @@ type rawCommit []byte
 func (e *entry) wire(w *wire) {
 	w.uint32(1, &e.format)
 	if !w.encode && w.err == nil && !readable(e.format) {
-		w.fail(newerFormat{"log entry", e.format})
+		w.fail(newerFormat{"log entry", e.format, FormatVersion})
 		return
 	}
 	if w.encode {
@@ -62,12 +62,12 @@ func readable(format uint32) bool { return format >= 1 && format <= FormatVersio
 
 // newerFormat is an error about data of a format that this version does not read.
 type newerFormat struct {
-	what   string
-	format uint32
+	what          string
+	format, reads uint32
 }
 
 func (e newerFormat) Error() string {
-	return fmt.Sprintf("%s has format %d, this version of swarm reads up to %d: upgrade swarm on this node", e.what, e.format, FormatVersion)
+	return fmt.Sprintf("%s has format %d, this version of swarm reads up to %d: upgrade swarm on this node", e.what, e.format, e.reads)
 }
 
 // commit is what one Update wants: everything of it happens, or nothing.
@@ -143,7 +143,7 @@ type guard struct {
 func (c *commit) wire(w *wire) {
 	w.uint32(1, &c.format)
 	if !w.encode && w.err == nil && !readable(c.format) {
-		w.fail(newerFormat{"commit", c.format})
+		w.fail(newerFormat{"commit", c.format, FormatVersion})
 		return
 	}
 	if raw, _ := w.raw(2, c.id[:], true); !w.encode {

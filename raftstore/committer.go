@@ -298,7 +298,7 @@ func (s *Store) forward(batch []*proposal, moved <-chan struct{}, id, address st
 	for i, p := range batch {
 		commits[i] = p.commit
 	}
-	answers, err := s.cfg.Peers.Propose(ctx, address, commits)
+	answers, err := s.ask(ctx, address, commits)
 	if err != nil {
 		return nil, fmt.Errorf("propose to leader %s at %s: %w", id, address, err)
 	}
@@ -309,6 +309,23 @@ func (s *Store) forward(batch []*proposal, moved <-chan struct{}, id, address st
 		}
 	}
 	return verdicts, nil
+}
+
+// ask has the manager at an address decide on commits. Where one may be that reads the first format only, they go one by one:
+// such a manager takes the last of several for the only one.
+func (s *Store) ask(ctx context.Context, address string, commits [][]byte) (answers []Answer, err error) {
+	atOnce := len(commits)
+	if s.Local().format() == 1 {
+		atOnce = 1
+	}
+	for part := range slices.Chunk(commits, atOnce) {
+		some, err := s.cfg.Peers.Propose(ctx, address, part)
+		if err != nil {
+			return nil, err
+		}
+		answers = append(answers, some...)
+	}
+	return answers, nil
 }
 
 // Answer is what the leader says to a commit that another manager forwarded.

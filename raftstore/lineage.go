@@ -16,19 +16,32 @@ import (
 // indexes mean the same only within one. The first two bytes count the recoveries, the rest is random, so that two
 // managers that were both recovered do not take each other for members.
 const (
-	lineageKey             = "Lineage"
-	lineageRandomBits      = 48
-	greetingVersion   byte = 1
-	greetingBytes          = 9
+	lineageKey        = "Lineage"
+	lineageRandomBits = 48
+	// greetingMark begins a greeting: a mark, the lineage, what is read and what is needed. It is above raft's kinds of
+	// requests, with which the streams of versions that do not greet begin.
+	greetingMark  byte = 0x81
+	greetingBytes      = 1 + 8 + 4 + 4
+	requestKinds  byte = 0x80
 	// greetingWait bounds how long the other end may take to say its lineage.
 	greetingWait = 5 * time.Second
 )
 
-// lineage is what a replica tells at the beginning of each raft stream.
+// greeting is what two managers tell each other at the beginning of each raft stream.
+type greeting struct {
+	lineage uint64
+	// reads is the newest format that the manager reads, needs the one that its cluster writes.
+	reads, needs uint32
+}
+
+// lineage is what a replica greets others with, and judges them by.
 type lineage struct {
 	stable raft.StableStore
-	// superseded is told when another manager's lineage is younger.
-	superseded func(error)
+	// reads is the newest format that this replica reads, needs the one that its cluster writes; 1 while it knows no cluster.
+	reads uint32
+	needs func() uint32
+	// outdated is told when another manager's lineage is younger, or its cluster's format is too new.
+	outdated func(error)
 
 	mu sync.Mutex // guards:
 	id uint64
@@ -64,8 +77,24 @@ func IsSuperseded(err error) bool { return errors.As(err, new(supersededError)) 
 
 var errOtherLineage = errors.New("the other manager's state is from before this cluster was recovered, or from another recovery")
 
-// meet decides whether to talk to a manager of a lineage.
-func (l *lineage) meet(theirs uint64) error {
+// meet decides whether to talk to a manager.
+func (l *lineage) meet(them greeting) error {
+	if err := l.meetLineage(them.lineage); err != nil {
+		return err
+	}
+	needs := l.needs()
+	switch {
+	case them.needs > l.reads:
+		err := newerFormat{"the cluster's log", them.needs, l.reads}
+		l.outdated(err)
+		return err
+	case them.reads < needs:
+		return fmt.Errorf("the other manager reads formats up to %d and the cluster's log has format %d: upgrade swarm there", them.reads, needs)
+	}
+	return nil
+}
+
+func (l *lineage) meetLineage(theirs uint64) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
@@ -79,7 +108,7 @@ func (l *lineage) meet(theirs uint64) error {
 		l.id, l.fresh = theirs, false
 		return nil
 	case theirs>>lineageRandomBits > l.id>>lineageRandomBits:
-		l.superseded(supersededError{})
+		l.outdated(supersededError{})
 		return supersededError{}
 	}
 	return errOtherLineage
@@ -92,51 +121,78 @@ func (l *lineage) current() uint64 {
 }
 
 func (l *lineage) send(conn net.Conn) error {
-	_, err := conn.Write(binary.BigEndian.AppendUint64([]byte{greetingVersion}, l.current()))
+	message := binary.BigEndian.AppendUint64([]byte{greetingMark}, l.current())
+	message = binary.BigEndian.AppendUint32(message, l.reads)
+	_, err := conn.Write(binary.BigEndian.AppendUint32(message, l.needs()))
 	return err
 }
 
-func (l *lineage) receive(conn net.Conn) (uint64, error) {
-	var greeting [greetingBytes]byte
-	if _, err := io.ReadFull(conn, greeting[:]); err != nil {
+// noGreeting says that the other end does not greet, perhaps because its version is from before greetings.
+type noGreeting struct {
+	error
+	// begun is what was read of the stream instead.
+	begun []byte
+}
+
+func (e noGreeting) Unwrap() error { return e.error }
+
+func receiveGreeting(conn net.Conn) (them greeting, err error) {
+	var message [greetingBytes]byte
+	if _, err := io.ReadFull(conn, message[:1]); err != nil {
+		return them, noGreeting{err, nil}
+	}
+	switch {
+	case message[0] < requestKinds:
+		return them, noGreeting{errors.New("the other manager's version of swarm is too old for this cluster: upgrade swarm there"), message[:1]}
+	case message[0] != greetingMark:
+		return them, fmt.Errorf("raft stream with greeting %#x, this version of swarm knows %#x", message[0], greetingMark)
+	}
+	if _, err := io.ReadFull(conn, message[1:]); err != nil {
+		return them, err
+	}
+	them.lineage = binary.BigEndian.Uint64(message[1:])
+	them.reads, them.needs = binary.BigEndian.Uint32(message[9:]), binary.BigEndian.Uint32(message[13:])
+	return them, nil
+}
+
+// knowsOld says whether there may be managers that do not greet: they read the first format only, and know of no recovery.
+func (l *lineage) knowsOld() bool { return l.current() == 0 && l.needs() <= 1 }
+
+// greet is the dialling side: it speaks first, so that a fresh manager knows what to take up. It returns what the other reads.
+func (l *lineage) greet(conn net.Conn, within time.Duration) (reads uint32, err error) {
+	if err := conn.SetDeadline(time.Now().Add(within)); err != nil {
 		return 0, err
 	}
-	if greeting[0] != greetingVersion {
-		return 0, fmt.Errorf("raft stream of version %d, this version of swarm speaks %d", greeting[0], greetingVersion)
-	}
-	return binary.BigEndian.Uint64(greeting[1:]), nil
-}
-
-// greet is the dialling side: it speaks first, so that a fresh manager knows what to take up.
-func (l *lineage) greet(conn net.Conn, within time.Duration) error {
-	if err := conn.SetDeadline(time.Now().Add(within)); err != nil {
-		return err
-	}
 	if err := l.send(conn); err != nil {
-		return err
+		return 0, noGreeting{err, nil} // the other hung up over what it has read of it
 	}
-	theirs, err := l.receive(conn)
+	them, err := receiveGreeting(conn)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	if err := l.meet(theirs); err != nil {
-		return err
+	if err := l.meet(them); err != nil {
+		return 0, err
 	}
-	return conn.SetDeadline(time.Time{})
+	return them.reads, conn.SetDeadline(time.Time{})
 }
 
-// welcome is the accepting side. It answers a refusal, too: the other one may have to learn that it is outdated.
-func (l *lineage) welcome(conn net.Conn) error {
+// welcome is the accepting side. It answers a refusal, too: the other one may have to learn that it is outdated. Of a stream
+// that begins without a greeting it returns what it has read of it.
+func (l *lineage) welcome(conn net.Conn) (begun []byte, err error) {
 	if err := conn.SetDeadline(time.Now().Add(greetingWait)); err != nil {
-		return err
+		return nil, err
 	}
-	theirs, err := l.receive(conn)
+	them, err := receiveGreeting(conn)
+	var old noGreeting
+	if errors.As(err, &old) && old.begun != nil && l.knowsOld() {
+		return old.begun, conn.SetDeadline(time.Time{})
+	}
 	if err != nil {
-		return err
+		return nil, err
 	}
-	refused := l.meet(theirs)
+	refused := l.meet(them)
 	if err := errors.Join(refused, l.send(conn)); err != nil {
-		return err
+		return nil, err
 	}
-	return conn.SetDeadline(time.Time{})
+	return nil, conn.SetDeadline(time.Time{})
 }

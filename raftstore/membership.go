@@ -59,6 +59,9 @@ func (s *Store) RunMembership(ctx context.Context) error {
 	obstacle, since, told := "", time.Now(), false
 	for ctx.Err() == nil {
 		done, blocked := s.stepMembership()
+		if !done && blocked == "" {
+			blocked = s.raiseFormat(ctx)
+		}
 		if blocked != obstacle {
 			obstacle, since, told = blocked, time.Now(), false
 		}
@@ -94,6 +97,45 @@ func (s *Store) stepMembership() (done bool, blocked string) {
 	}
 	s.log.Info("managers changed", "change", string(step.verb), "node", string(step.id), "address", string(step.address))
 	return true, ""
+}
+
+// raiseFormat has the cluster write the newest format that all members read, or says who does not read the newest yet. Who joins
+// later and reads less is refused.
+func (s *Store) raiseFormat(ctx context.Context) (blocked string) {
+	cluster := s.Local().Cluster()
+	if cluster == nil || s.Local().format() >= s.cfg.reads {
+		return ""
+	}
+	format := s.cfg.reads
+	for _, server := range s.servers() {
+		if server.ID == raft.ServerID(s.cfg.NodeID) {
+			continue
+		}
+		reads := s.addresses.readsAt(server.ID)
+		if reads == 0 || !s.answers(server.ID) {
+			return fmt.Sprintf("the log stays at format %d until manager %s answers and tells what it reads", s.Local().format(), server.ID)
+		}
+		if reads < format {
+			format, blocked = reads, fmt.Sprintf("manager %s reads formats up to %d of %d: upgrade swarm there", server.ID, reads, s.cfg.reads)
+		}
+	}
+	if format <= s.Local().format() {
+		return blocked
+	}
+	err := s.Update(ctx, func(tx *Tx) error {
+		row := *tx.Cluster()
+		if row.MinVersion < format {
+			row.MinVersion = format
+			// It is nothing that an operator declared, so the version of the row stays.
+			tx.put(tableClusters, opObserve, &row)
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Sprintf("raise the log's format to %d: %v", format, err)
+	}
+	s.log.Info("format of the log raised", "format", format)
+	return blocked
 }
 
 // take makes a change and waits until it is committed. Only the leader's RunMembership changes the configuration, so it is

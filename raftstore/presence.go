@@ -49,6 +49,19 @@ func (n *Node) Observe(s Session) {
 	n.Status.State, n.Status.Message = s.status()
 }
 
+// presenceOf is what rows of the first format say.
+func presenceOf(heard bool, state swarm.NodeState) Presence {
+	switch {
+	case heard:
+		return PresenceHeard
+	case state == swarm.NodeStateDown:
+		return PresenceDown
+	case state == swarm.NodeStateDisconnected:
+		return PresenceAway
+	}
+	return ""
+}
+
 // status is what the API says of a node.
 func (s Session) status() (state swarm.NodeState, message string) {
 	switch s.Presence {

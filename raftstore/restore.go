@@ -173,7 +173,7 @@ func (in *imageReader) record(r record, decoded row) (done bool, err error) {
 	switch r.kind {
 	case recordHeader:
 		if !readable(r.format) {
-			return false, newerFormat{"snapshot", r.format}
+			return false, newerFormat{"snapshot", r.format, FormatVersion}
 		}
 		in.state.index = r.index
 	case recordRow:
@@ -190,7 +190,7 @@ func (in *imageReader) record(r record, decoded row) (done bool, err error) {
 		in.load()
 		return true, nil
 	default:
-		err = newerFormat{"snapshot record", r.kind}
+		err = newerFormat{"snapshot record", r.kind, FormatVersion}
 	}
 	in.count++
 	return false, err

@@ -53,12 +53,16 @@ func (r *Node) wire(w *wire) {
 	w.string(10, &r.Address)
 	w.string(11, &r.Session.Manager)
 	w.string(12, &r.Session.ID)
-	w.retired(13) // Presence says it better
+	heard := !w.since(2) && r.Session.Heard() // Presence says it better
+	w.bool(13, &heard)
 	w.duration(14, &r.Session.Silence)
 	if w.since(2) {
 		w.string(15, (*string)(&r.Session.Presence))
 		w.string(16, &r.Session.Reason)
 		w.time(17, &r.Session.Since)
+	}
+	if !w.encode && !w.patch && r.Session.Presence == "" {
+		r.Session.Presence = presenceOf(heard, r.Status.State)
 	}
 }
 

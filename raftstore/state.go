@@ -1,8 +1,10 @@
 package raftstore
 
 import (
+	"fmt"
 	"iter"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/swarm"
 )
 
@@ -143,6 +145,22 @@ func (s *State) format() uint32 {
 		return FormatVersion
 	}
 	return min(max(cluster.MinVersion, 1), FormatVersion)
+}
+
+// written is the format that may be in the log and in snapshots; 1 while there is no cluster.
+func (s *State) written() uint32 {
+	if s.Cluster() == nil {
+		return 1
+	}
+	return s.format()
+}
+
+// Admits refuses a manager that reads formats up to one that is older than what the log has; 0 stands for the first.
+func (s *State) Admits(reads uint32) error {
+	if needs := s.written(); max(reads, 1) < needs {
+		return errdefs.ErrFailedPrecondition.WithMessage(fmt.Sprintf("the cluster's log has format %d and this node's version of swarm reads up to %d, so it cannot be a manager: upgrade swarm on this node", needs, max(reads, 1)))
+	}
+	return nil
 }
 
 // Cluster is the cluster's row, nil before init.

@@ -68,6 +68,8 @@ type Config struct {
 	// CheckRows is for tests: it panics when a row that was read from the store was changed by its reader.
 	CheckRows bool
 
+	// reads (FormatVersion) is the newest format that the store says it reads; less makes tests of upgrades possible.
+	reads uint32
 	// noSync makes tests fast where nothing depends on what a crash leaves.
 	noSync bool
 }
@@ -96,6 +98,7 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.TrailingEntries, 2048)
 	setDefault(&c.SnapshotBytes, 64<<20)
 	setDefault(&c.SnapshotInterval, 2*time.Second)
+	setDefault(&c.reads, FormatVersion)
 	return c
 }
 
@@ -200,7 +203,7 @@ func (s *Store) join() error {
 	}
 	joined := make(chan struct{}) // closed once s.raft may be read by what raft itself has started
 	s.addresses = &addresses{
-		self: conf.LocalID, own: raft.ServerAddress(s.cfg.Address), moved: map[raft.ServerID]raft.ServerAddress{},
+		self: conf.LocalID, own: raft.ServerAddress(s.cfg.Address), moved: map[raft.ServerID]raft.ServerAddress{}, reads: map[raft.ServerAddress]uint32{},
 		configured: func() []raft.Server {
 			select {
 			case <-joined:
@@ -212,7 +215,7 @@ func (s *Store) join() error {
 	}
 	s.transport = &heard{
 		NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-			Stream:                  &streams{Listener: s.cfg.Listener, address: s.cfg.Address, dial: s.cfg.Dial, lineage: lineage, refused: s.addresses.refused, open: map[*stream]struct{}{}},
+			Stream:                  &streams{Listener: s.cfg.Listener, address: s.cfg.Address, dial: s.cfg.Dial, lineage: lineage, addresses: s.addresses, open: map[*stream]struct{}{}},
 			ServerAddressProvider:   s.addresses,
 			MaxPool:                 connectionsPerPeerMax,
 			MaxRPCsInFlight:         requestsInFlightMax,
@@ -278,7 +281,10 @@ func (s *Store) readLineage() (*lineage, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &lineage{stable: s.disk.stable, superseded: s.fail, id: id, fresh: !exists && !s.cfg.Bootstrap}, nil
+	return &lineage{
+		stable: s.disk.stable, reads: s.cfg.reads, needs: func() uint32 { return s.Local().written() }, outdated: s.fail,
+		id: id, fresh: !exists && !s.cfg.Bootstrap,
+	}, nil
 }
 
 func (s *Store) bootstrap(conf *raft.Config) error {

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -30,8 +31,8 @@ type streams struct {
 	address string
 	dial    func(ctx context.Context, address string) (net.Conn, error)
 	lineage *lineage
-	// refused is told of addresses where nobody answers.
-	refused func(raft.ServerAddress)
+	// addresses is told where nobody answers, and what is read by who does.
+	addresses *addresses
 
 	mu sync.Mutex // guards:
 	// open is nil after Close.
@@ -42,17 +43,24 @@ type streams struct {
 type stream struct {
 	net.Conn
 	of *streams
-	// welcome greets whoever opened the stream, before its first byte is read.
-	welcome func() error
+	// welcome greets whoever opened the stream, before its first byte is read, and returns what it read beyond the greeting.
+	welcome func() ([]byte, error)
+	begun   []byte
 }
 
 // Read returns what follows the greeting.
 func (c *stream) Read(p []byte) (int, error) {
 	if c.welcome != nil {
-		if err := c.welcome(); err != nil {
+		begun, err := c.welcome()
+		if err != nil {
 			return 0, err
 		}
-		c.welcome = nil
+		c.welcome, c.begun = nil, begun
+	}
+	if len(c.begun) > 0 {
+		n := copy(p, c.begun)
+		c.begun = c.begun[n:]
+		return n, nil
 	}
 	return c.Conn.Read(p)
 }
@@ -67,29 +75,50 @@ func (s *streams) Accept() (net.Conn, error) {
 		return nil, err
 	}
 	// raft accepts one stream after the other, so greeting waits for its reader.
-	return s.keep(conn, func() error { return s.lineage.welcome(conn) })
+	return s.keep(conn, func() ([]byte, error) { return s.lineage.welcome(conn) })
 }
 
 // Dial opens a stream within timeout.
 func (s *streams) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+	conn, err := s.connect(address, timeout)
+	if err != nil {
+		return nil, err
+	}
+	reads, err := s.lineage.greet(conn, timeout)
+	if errors.As(err, new(noGreeting)) && !isTimeout(err) && s.lineage.knowsOld() {
+		// A version from before greetings takes one for a broken request, and hangs up.
+		_ = conn.Close()
+		conn, err = s.connect(address, timeout)
+		if err != nil {
+			return nil, err
+		}
+		reads = 1
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("raft stream to %s: %w", address, err), conn.Close())
+	}
+	s.addresses.told(address, reads)
+	return conn, nil
+}
+
+// connect opens a connection.
+func (s *streams) connect(address raft.ServerAddress, timeout time.Duration) (*stream, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	conn, err := s.dial(ctx, string(address))
 	if err != nil {
-		s.refused(address)
+		s.addresses.refused(address)
 		return nil, err
 	}
-	kept, err := s.keep(conn, nil)
-	if err != nil {
-		return nil, err
-	}
-	if err := s.lineage.greet(conn, timeout); err != nil {
-		return nil, errors.Join(fmt.Errorf("raft stream to %s: %w", address, err), kept.Close())
-	}
-	return kept, nil
+	return s.keep(conn, nil)
 }
 
-func (s *streams) keep(conn net.Conn, welcome func() error) (*stream, error) {
+func isTimeout(err error) bool {
+	var e net.Error
+	return errors.As(err, &e) && e.Timeout()
+}
+
+func (s *streams) keep(conn net.Conn, welcome func() ([]byte, error)) (*stream, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.open == nil {
@@ -132,6 +161,8 @@ type addresses struct {
 	mu sync.Mutex // guards:
 	// moved has at most one address for each member of the configuration.
 	moved map[raft.ServerID]raft.ServerAddress
+	// reads is the newest format that is read at the addresses of members, as told when the last stream was opened.
+	reads map[raft.ServerAddress]uint32
 }
 
 // ServerAddr is asked by raft's transport before each connection.
@@ -166,6 +197,30 @@ func (a *addresses) claimed(id raft.ServerID, address raft.ServerAddress) {
 		}
 		return
 	}
+}
+
+// told takes up which formats are read at an address, and forgets addresses that are no member's.
+func (a *addresses) told(address raft.ServerAddress, reads uint32) {
+	servers := a.configured()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.reads[address] = reads
+	maps.DeleteFunc(a.reads, func(known raft.ServerAddress, _ uint32) bool {
+		return known != address && !slices.ContainsFunc(servers, func(server raft.Server) bool {
+			return server.Address == known || a.moved[server.ID] == known
+		})
+	})
+}
+
+// readsAt is the newest format that a member reads, 0 if that is not known.
+func (a *addresses) readsAt(id raft.ServerID) uint32 {
+	address, err := a.ServerAddr(id)
+	if err != nil {
+		return 0
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.reads[address]
 }
 
 func (a *addresses) all() map[raft.ServerID]raft.ServerAddress {

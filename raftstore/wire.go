@@ -58,13 +58,6 @@ func unmarshal(message []byte, fields func(*wire)) error {
 // since says whether fields that came with a format take part. Reading takes whatever is there.
 func (w *wire) since(format uint32) bool { return !w.encode || w.format >= format }
 
-// retired reads a number that is not written any more.
-func (w *wire) retired(number protowire.Number) {
-	if !w.encode {
-		w.varint(number, 0, false)
-	}
-}
-
 // finish is the error of what was read, one that names the field if there is more.
 func (w *wire) finish() error {
 	if w.err == nil && len(w.buf) > 0 {

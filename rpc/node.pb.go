@@ -108,8 +108,9 @@ func (x *RootCertificateResponse) GetRootPem() []byte {
 type IssueCertificateRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	CsrPem        []byte                 `protobuf:"bytes,1,opt,name=csr_pem,json=csrPem,proto3" json:"csr_pem,omitempty"`
-	Token         string                 `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`               // SWMTKN-1-…; empty for a renewal
-	Availability  string                 `protobuf:"bytes,3,opt,name=availability,proto3" json:"availability,omitempty"` // active, pause or drain: of a new node
+	Token         string                 `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`                                 // SWMTKN-1-…; empty for a renewal
+	Availability  string                 `protobuf:"bytes,3,opt,name=availability,proto3" json:"availability,omitempty"`                   // active, pause or drain: of a new node
+	ReadsFormat   uint32                 `protobuf:"varint,4,opt,name=reads_format,json=readsFormat,proto3" json:"reads_format,omitempty"` // newest format of the cluster's log that the node can read; 0 as 1
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -163,6 +164,13 @@ func (x *IssueCertificateRequest) GetAvailability() string {
 		return x.Availability
 	}
 	return ""
+}
+
+func (x *IssueCertificateRequest) GetReadsFormat() uint32 {
+	if x != nil {
+		return x.ReadsFormat
+	}
+	return 0
 }
 
 type IssueCertificateResponse struct {
@@ -294,8 +302,11 @@ func (x *ProposeRequest) GetCommits() [][]byte {
 }
 
 type ProposeResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Answers       []*CommitAnswer        `protobuf:"bytes,3,rep,name=answers,proto3" json:"answers,omitempty"` // one per commit, in their order
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// index and refusal repeat the answer to a single commit: versions that send one at a time look there.
+	Index         uint64          `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	Refusal       []byte          `protobuf:"bytes,2,opt,name=refusal,proto3" json:"refusal,omitempty"`
+	Answers       []*CommitAnswer `protobuf:"bytes,3,rep,name=answers,proto3" json:"answers,omitempty"` // one per commit, in their order
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -328,6 +339,20 @@ func (x *ProposeResponse) ProtoReflect() protoreflect.Message {
 // Deprecated: Use ProposeResponse.ProtoReflect.Descriptor instead.
 func (*ProposeResponse) Descriptor() ([]byte, []int) {
 	return file_rpc_node_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ProposeResponse) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *ProposeResponse) GetRefusal() []byte {
+	if x != nil {
+		return x.Refusal
+	}
+	return nil
 }
 
 func (x *ProposeResponse) GetAnswers() []*CommitAnswer {
@@ -1843,11 +1868,12 @@ const file_rpc_node_proto_rawDesc = "" +
 	"\x0erpc/node.proto\x12\fswarm.rpc.v1\"\x18\n" +
 	"\x16RootCertificateRequest\"4\n" +
 	"\x17RootCertificateResponse\x12\x19\n" +
-	"\broot_pem\x18\x01 \x01(\fR\arootPem\"l\n" +
+	"\broot_pem\x18\x01 \x01(\fR\arootPem\"\x8f\x01\n" +
 	"\x17IssueCertificateRequest\x12\x17\n" +
 	"\acsr_pem\x18\x01 \x01(\fR\x06csrPem\x12\x14\n" +
 	"\x05token\x18\x02 \x01(\tR\x05token\x12\"\n" +
-	"\favailability\x18\x03 \x01(\tR\favailability\"\xdc\x01\n" +
+	"\favailability\x18\x03 \x01(\tR\favailability\x12!\n" +
+	"\freads_format\x18\x04 \x01(\rR\vreadsFormat\"\xdc\x01\n" +
 	"\x18IssueCertificateResponse\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x1d\n" +
 	"\n" +
@@ -1857,9 +1883,11 @@ const file_rpc_node_proto_rawDesc = "" +
 	"\broot_pem\x18\x05 \x01(\fR\arootPem\x120\n" +
 	"\bmanagers\x18\x06 \x03(\v2\x14.swarm.rpc.v1.MemberR\bmanagers\"*\n" +
 	"\x0eProposeRequest\x12\x18\n" +
-	"\acommits\x18\x01 \x03(\fR\acommits\"S\n" +
-	"\x0fProposeResponse\x124\n" +
-	"\aanswers\x18\x03 \x03(\v2\x1a.swarm.rpc.v1.CommitAnswerR\aanswersJ\x04\b\x01\x10\x02J\x04\b\x02\x10\x03\">\n" +
+	"\acommits\x18\x01 \x03(\fR\acommits\"w\n" +
+	"\x0fProposeResponse\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x18\n" +
+	"\arefusal\x18\x02 \x01(\fR\arefusal\x124\n" +
+	"\aanswers\x18\x03 \x03(\v2\x1a.swarm.rpc.v1.CommitAnswerR\aanswers\">\n" +
 	"\fCommitAnswer\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x18\n" +
 	"\arefusal\x18\x02 \x01(\fR\arefusal\"\x12\n" +
