@@ -206,18 +206,26 @@ func (mg *manager) stepDown(ctx context.Context) (handedOver bool, err error) {
 	if err != nil || last {
 		return false, err
 	}
-	// Raft's configuration is no row, so nothing announces its change. Who was taken out may not be told at all: then it
-	// hears of no leader any more.
-	poll := time.NewTicker(stepDownPoll)
-	defer poll.Stop()
+	return mg.untilOut(ctx)
+}
+
+// untilOut waits until raft goes on without this node, which ctx bounds. Who was taken out may not be told at all: then it hears of
+// no leader any more, or has learned by another way, so that its part as a manager is over.
+func (mg *manager) untilOut(ctx context.Context) (out bool, err error) {
+	watch := mg.store.Watch()
+	defer watch.Close()
+	contact := time.NewTicker(servingCheck)
+	defer contact.Stop()
 	for mg.isMember(mg.nodeID) && mg.inContact() {
 		select {
 		case <-ctx.Done():
 			return false, errors.New("the other managers did not take this node out in time")
-		case <-poll.C:
+		case <-mg.ended:
+			return true, nil
+		case <-watch.Changed():
+			watch.Take()
+		case <-contact.C:
 		}
 	}
 	return true, nil
 }
-
-const stepDownPoll = 50 * time.Millisecond

@@ -26,6 +26,8 @@ type manager struct {
 	// orchestrator runs while this manager leads.
 	orchestrator *service.Orchestrator
 	tenure       tenure
+	// ended is closed when this node is no manager any more, or stops.
+	ended <-chan struct{}
 }
 
 // usable says whether the replica is one of the cluster's: a new manager's is empty until the leader has
@@ -58,7 +60,9 @@ func (m *membership) manage(ctx context.Context, server *rpc.Server) error {
 	if c := store.Local().Cluster(); c != nil && c.ID != rec.ClusterID {
 		return errors.Join(closeStore(store), fmt.Errorf("the raft state in %s belongs to cluster %s, this node to %s: restore the data directory from one backup, or leave and join again", m.node.raftDir(), c.ID, rec.ClusterID))
 	}
-	mg := &manager{nodeID: rec.NodeID, store: store, orchestrator: service.New(store, m.node.rootLog)}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	mg := &manager{nodeID: rec.NodeID, store: store, orchestrator: service.New(store, m.node.rootLog), ended: ctx.Done()}
 	mg.dispatcher = dispatcher.New(dispatcher.Config{
 		NodeID: rec.NodeID,
 		Store:  store,
@@ -68,8 +72,6 @@ func (m *membership) manage(ctx context.Context, server *rpc.Server) error {
 	m.manager.Store(mg)
 	defer m.manager.Store(nil)
 
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return store.Run(ctx) })
 	g.Go(func() error { return mg.dispatcher.Run(ctx) })

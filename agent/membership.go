@@ -69,8 +69,8 @@ type membership struct {
 	leaving context.Context
 	leave   context.CancelFunc
 	ended   chan struct{}
-	resigns chan chan struct{} // a farewell that the session shall say
-	pauses  chan *pausedWork   // what shall be done while nothing of the membership runs
+	resigns chan chan bool   // a farewell that the session shall say; the answer is whether it was heard
+	pauses  chan *pausedWork // what shall be done while nothing of the membership runs
 
 	mu        sync.Mutex // guards the fields below
 	record    record
@@ -101,7 +101,7 @@ func newMembership(n *node, r record, identity *pki.Identity, f *founding) *memb
 		leaving:     leaving,
 		leave:       leave,
 		ended:       make(chan struct{}),
-		resigns:     make(chan chan struct{}),
+		resigns:     make(chan chan bool),
 		pauses:      make(chan *pausedWork),
 		record:      r,
 	}

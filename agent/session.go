@@ -262,9 +262,9 @@ func (s *session) serve(ctx context.Context, beat time.Duration) error {
 		select {
 		case <-ctx.Done():
 			return s.sayGoodbye(s.m.stopReason(), received, broken)
-		case answered := <-s.m.resigns:
+		case heard := <-s.m.resigns:
 			err = s.sayGoodbye(goodbyeLeave, received, broken)
-			close(answered)
+			heard <- err == errGoodbye
 		case <-beats.C:
 			if s.shallMove() {
 				return s.sayGoodbye(goodbyeMove, received, broken)
@@ -336,8 +336,8 @@ func (s *session) sendHeldImages(ctx context.Context) error {
 	return s.stream.Send(&rpc.AgentMessage{Kind: &rpc.AgentMessage_Images{Images: &rpc.HeldImages{Images: held}}})
 }
 
-// sayGoodbye ends the session in words. It waits, bounded, until the manager has ended the stream too:
-// closing the connection before that could lose the message.
+// sayGoodbye ends the session in words: errGoodbye says that they were heard. It waits, bounded, until the manager has ended the
+// stream too: closing the connection before that could lose the message, and one that was cut meanwhile has lost it.
 func (s *session) sayGoodbye(reason string, received <-chan *rpc.ManagerMessage, broken <-chan error) error {
 	err := s.stream.Send(&rpc.AgentMessage{Kind: &rpc.AgentMessage_Goodbye{Goodbye: &rpc.Goodbye{Reason: reason}}})
 	if err = errors.Join(err, s.stream.CloseSend()); err != nil {
@@ -347,10 +347,13 @@ func (s *session) sayGoodbye(reason string, received <-chan *rpc.ManagerMessage,
 	for {
 		select {
 		case <-received:
-		case <-broken:
-			return errGoodbye
+		case err := <-broken:
+			if errors.Is(err, io.EOF) {
+				return errGoodbye
+			}
+			return err
 		case <-late:
-			return errGoodbye
+			return errSilent
 		}
 	}
 }
@@ -430,11 +433,15 @@ func (m *membership) resign(ctx context.Context) {
 	// A session that ended with the manager role comes back in a moment.
 	ctx, cancel := context.WithTimeout(ctx, resignMax)
 	defer cancel()
-	answered := make(chan struct{})
-	select {
-	case m.resigns <- answered:
-		<-answered
-	case <-ctx.Done():
-	case <-m.ended:
+	for heard := make(chan bool, 1); ctx.Err() == nil; {
+		select {
+		case m.resigns <- heard:
+			if <-heard {
+				return
+			}
+		case <-ctx.Done():
+		case <-m.ended:
+			return
+		}
 	}
 }
