@@ -130,7 +130,7 @@ func (d *disk) assemble(cfg Config, log *sealedLog, closing <-chan struct{}) err
 	if d.cache, err = raft.NewLogCache(logCacheEntries, d.log); err != nil {
 		return err
 	}
-	d.snapshots = &sealedSnapshots{SnapshotStore: d.bottom.snapshots, sealer: cfg.Sealer, dir: d.snapshotDir, flush: d.flushSnapshot, logged: d.log.sizeBytes.Load}
+	d.snapshots = &sealedSnapshots{SnapshotStore: d.bottom.snapshots, sealer: cfg.Sealer, dir: d.snapshotDir, flush: d.flushSnapshot, logged: d.log.sizeBytes.Load, closing: closing}
 	covered, err := d.checkSnapshots()
 	if err != nil {
 		return err

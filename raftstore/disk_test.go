@@ -377,3 +377,48 @@ func (s fullStable) SetUint64([]byte, uint64) error {
 	}
 	return nil
 }
+
+// slowSealer takes a second, of virtual time, for each chunk of a snapshot.
+type slowSealer struct{ testSealer }
+
+func (s slowSealer) Seal(plain, context []byte) ([]byte, error) {
+	if bytes.HasPrefix(context, []byte("swarm snapshot ")) {
+		time.Sleep(time.Second)
+	}
+	return s.testSealer.Seal(plain, context)
+}
+
+func (s slowSealer) Open(sealed, context []byte) ([]byte, error) {
+	if bytes.HasPrefix(context, []byte("swarm snapshot ")) {
+		time.Sleep(time.Second)
+	}
+	return s.testSealer.Open(sealed, context)
+}
+
+// A snapshot that takes longer than the store may take to end does not hold up the end: the directory is free once Run has returned.
+func TestStoreEndsInTheMiddleOfALargeSnapshot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t)
+		m := c.start("n1", true)
+		c.leader(m)
+		for i := range 40 {
+			c.update(m, func(tx *Tx) error {
+				tx.PutService(Service{Meta: Meta{ID: NewID()}, Name: fmt.Sprint(i, strings.Repeat("x", snapshotChunkBytes))})
+				return nil
+			})
+		}
+		c.kill(m)
+		c.adjust = func(cfg *Config) { cfg.Sealer = slowSealer{testSealer("n1")} }
+		m = c.start("n1", false)
+		c.leader(m)
+		go func() { _ = m.raft.Snapshot().Error() }()
+		time.Sleep(2500 * time.Millisecond)
+		c.kill(m)
+		c.adjust = nil
+		m = c.start("n1", false)
+		c.leader(m)
+		if n := m.Local().Services.Len(); n != 40 {
+			t.Errorf("%d services", n)
+		}
+	})
+}

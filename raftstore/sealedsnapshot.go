@@ -2,6 +2,7 @@ package raftstore
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -35,6 +36,8 @@ type sealedSnapshots struct {
 	flush func(id string) error
 	// logged is how many bytes of the log were stored so far.
 	logged func() int64
+	// closing cuts writing and reading short: a large snapshot takes longer than the store may take to end.
+	closing <-chan struct{}
 
 	mu sync.Mutex // guards:
 	// newest describes the newest snapshot.
@@ -91,7 +94,7 @@ func (s *sealedSnapshots) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, er
 	}
 	size, err := io.Copy(io.Discard, plain)
 	if err := errors.Join(err, plain.Close()); err != nil {
-		return nil, nil, s.damaged(id, err)
+		return nil, nil, cmp.Or(s.stopping(), s.damaged(id, err))
 	}
 	meta, plain, err := s.openOnce(id)
 	if err != nil {
@@ -107,7 +110,17 @@ func (s *sealedSnapshots) openOnce(id string) (*raft.SnapshotMeta, io.ReadCloser
 		return nil, nil, s.damaged(id, err)
 	}
 	context := snapshotContext(meta.Index, meta.Term, meta.Configuration, meta.ConfigurationIndex)
-	return meta, &sealedReader{sealed: sealed, chunks: chunks{sealer: s.sealer, context: context}}, nil
+	return meta, &sealedReader{sealed: sealed, of: s, chunks: chunks{sealer: s.sealer, context: context}}, nil
+}
+
+// stopping is the error of work that nobody waits for any more.
+func (s *sealedSnapshots) stopping() error {
+	select {
+	case <-s.closing:
+		return errStopped()
+	default:
+		return nil
+	}
 }
 
 func (s *sealedSnapshots) damaged(id string, err error) error {
@@ -160,6 +173,9 @@ func (s *sealedSink) Write(p []byte) (int, error) {
 
 // seal writes a chunk: last byte, length in 4 bytes, sealed data.
 func (s *sealedSink) seal(plain []byte, last bool) error {
+	if err := s.of.stopping(); err != nil {
+		return err
+	}
 	sealed, err := s.sealer.Seal(plain, s.place(last))
 	if err != nil {
 		return err
@@ -211,6 +227,7 @@ func (s *sealedSink) Cancel() error {
 
 type sealedReader struct {
 	sealed io.ReadCloser
+	of     *sealedSnapshots
 	chunks
 	plain []byte
 	ended bool
@@ -231,6 +248,9 @@ func (r *sealedReader) Read(p []byte) (int, error) {
 }
 
 func (r *sealedReader) fill() error {
+	if err := r.of.stopping(); err != nil {
+		return err
+	}
 	var header [5]byte
 	if _, err := io.ReadFull(r.sealed, header[:]); err != nil {
 		return fmt.Errorf("it is cut short: %w", noEOF(err))
