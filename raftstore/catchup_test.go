@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -199,6 +200,49 @@ func TestSnapshotsFollowTheSizeOfTheLog(t *testing.T) {
 		}
 		if !small(700) {
 			t.Error("no snapshot after 800 entries")
+		}
+	})
+}
+
+// The log that is kept for followers is bounded by number and by size.
+func TestTrailingLogIsBoundedBySizeToo(t *testing.T) {
+	cfg := Config{}.withDefaults()
+	for _, story := range []struct {
+		entries       uint64
+		log, snapshot int64
+		want          uint64
+	}{
+		{0, 0, 0, 10_000},
+		{2048, 2048 * 300, 1 << 20, 10_000},
+		{200, 200 * 512 << 10, 1 << 20, trailingMin}, // 128 of them would do, but more are on their way at once
+		{2000, 2000 * 32 << 10, 1 << 20, 2048},
+		{8000, 8000 * 32 << 10, 256 << 20, 8192}, // against a larger snapshot, more are worth it
+	} {
+		if got := cfg.trailing(story.entries, story.log, story.snapshot); got != story.want {
+			t.Errorf("%d entries of %d bytes, snapshot of %d bytes: %d are kept, not %d", story.entries, story.log, story.snapshot, got, story.want)
+		}
+	}
+	tiny := Config{TrailingEntries: 3}.withDefaults()
+	if got := tiny.trailing(1, 1<<30, 0); got != 3 {
+		t.Errorf("%d are kept, although at most 3 should be", got)
+	}
+}
+
+func TestTrailingLogFollowsTheSizeOfEntries(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		c.adjust = func(cfg *Config) { cfg.SnapshotEntries, cfg.SnapshotBytes, cfg.TrailingEntries = 1<<30, 1<<20, 1000 }
+		m := c.form(1)[0]
+		for i := range 2 * trailingMin {
+			c.update(m, func(tx *Tx) error {
+				tx.PutService(Service{Meta: Meta{ID: NewID()}, Name: fmt.Sprint(i, strings.Repeat("x", 8<<10))})
+				return nil
+			})
+		}
+		c.eventually("a snapshot was taken", func() bool { return m.Stats().Snapshot.Index >= 2*trailingMin })
+		first, err := m.disk.log.FirstIndex()
+		check(t, err)
+		if kept := m.Stats().Snapshot.Index - first + 1; kept < trailingMin-1 || kept > trailingMin+1 {
+			t.Errorf("%d entries are kept", kept)
 		}
 	})
 }

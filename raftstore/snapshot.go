@@ -147,6 +147,9 @@ func (f *fsm) Restore(from io.ReadCloser) error {
 	return nil
 }
 
+// trailingMin is how many entries stay in the log however large they are: what is on its way to a follower.
+const trailingMin = requestsInFlightMax * appendEntriesMax
+
 // snapshotRetry is how long to wait after a snapshot that could not be taken.
 const snapshotRetry = 30 * time.Second
 
@@ -162,8 +165,12 @@ func (s *Store) followLog() {
 		}
 		wait = s.cfg.SnapshotInterval
 		last := s.disk.snapshots.stats()
-		if entries := s.raft.AppliedIndex() - min(last.Index, s.raft.AppliedIndex()); !s.cfg.snapshotDue(entries, s.disk.snapshots.logSince(), last.SizeBytes) {
+		entries := s.raft.AppliedIndex() - min(last.Index, s.raft.AppliedIndex())
+		if !s.cfg.snapshotDue(entries, s.disk.snapshots.logSince(), last.SizeBytes) {
 			continue
+		}
+		if err := s.keepTrailing(s.cfg.trailing(entries, s.disk.snapshots.logSince(), last.SizeBytes)); err != nil {
+			s.log.Warn("how much of the log is kept stays as it was", "error", err)
 		}
 		if _, err := s.await(s.committing, func() raft.Future { return s.raft.Snapshot() }); err != nil && !s.stopping() {
 			s.log.Warn("snapshot not taken", "error", err)
@@ -175,4 +182,24 @@ func (s *Store) followLog() {
 // snapshotDue weighs what a snapshot costs, which is its size, against what it saves, which is the log since the last one.
 func (c Config) snapshotDue(entries uint64, logBytes, snapshotBytes int64) bool {
 	return logBytes >= max(c.SnapshotBytes, snapshotBytes) || entries >= c.SnapshotEntries && logBytes >= snapshotBytes/4
+}
+
+// trailing is how many entries stay in the log before a snapshot. What it takes to send them to a follower that is behind
+// should be less than the snapshot, or SnapshotBytes where that is small; how large they are is told by those since the last one.
+func (c Config) trailing(entries uint64, logBytes, snapshotBytes int64) uint64 {
+	if entries == 0 || logBytes <= 0 {
+		return c.TrailingEntries
+	}
+	entryBytes := max(uint64(logBytes)/entries, 1)
+	return min(c.TrailingEntries, max(trailingMin, uint64(max(c.SnapshotBytes, snapshotBytes))/entryBytes))
+}
+
+// keepTrailing has raft keep that many entries from the next snapshot on.
+func (s *Store) keepTrailing(entries uint64) error {
+	now := s.raft.ReloadableConfig()
+	if now.TrailingLogs == entries {
+		return nil
+	}
+	now.TrailingLogs = entries
+	return s.raft.ReloadConfig(now)
 }

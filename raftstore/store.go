@@ -58,8 +58,9 @@ type Config struct {
 	ElectionTimeout  time.Duration
 	LeaderLease      time.Duration
 	// SnapshotEntries (2,048) is after how many log entries a snapshot is taken, if they are not small against the last one;
-	// SnapshotBytes (64 MiB) after how much of the log, if that is not less than the last one. TrailingEntries (2,048) is
-	// how many entries before it are kept for followers that are a little behind.
+	// SnapshotBytes (64 MiB) after how much of the log, if that is not less than the last one. TrailingEntries (10,000) is
+	// how many entries before it are kept for followers that are a little behind: no disk here syncs more than a thousand a
+	// second, so they last for the ten seconds of a restart. Less are kept where they would be more to send than the snapshot.
 	SnapshotEntries uint64
 	SnapshotBytes   int64
 	TrailingEntries uint64
@@ -95,7 +96,7 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.ElectionTimeout, 500*time.Millisecond)
 	setDefault(&c.LeaderLease, 250*time.Millisecond)
 	setDefault(&c.SnapshotEntries, 2048)
-	setDefault(&c.TrailingEntries, 2048)
+	setDefault(&c.TrailingEntries, 10_000)
 	setDefault(&c.SnapshotBytes, 64<<20)
 	setDefault(&c.SnapshotInterval, 2*time.Second)
 	setDefault(&c.reads, FormatVersion)
