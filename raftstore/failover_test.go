@@ -222,25 +222,54 @@ func TestAnIsolatedLeaderServesNoStaleView(t *testing.T) {
 	})
 }
 
-// What an update finds wrong is an answer to a client, as a view is: a replica that was left behind must not give it.
+// What an update finds wrong is an answer to a client, as a view is: a replica that was left behind must not give it, whatever it
+// takes itself for, and once it is back it gives the one that is right.
 func TestAnIsolatedManagerBlamesNoUpdateForItsOwnStaleState(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cluster) {
-		all := c.form(3)
-		old := c.leader(all...)
-		rest := slices.DeleteFunc(slices.Clone(all), func(m *manager) bool { return m == old })
-		c.isolate(old.id)
-		c.update(rest[0], createService("web"))
-		for range 2 { // while it may still believe that it leads, and once it knows no leader
-			err := old.Update(context.Background(), func(tx *Tx) error {
-				_, err := tx.Services.Find("web")
-				return err
+	for name, leads := range map[string]bool{"the leader": true, "a follower": false} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, c *cluster) {
+				all := c.form(3)
+				c.update(all[0], createService("gone"))
+				lost := all[slices.IndexFunc(all, func(m *manager) bool { return (m == c.leader(all...)) == leads })]
+				rest := slices.DeleteFunc(slices.Clone(all), func(m *manager) bool { return m == lost })
+				c.eventually("it has the service", func() bool { return lost.Local().Services.Len() == 1 })
+				c.isolate(lost.id)
+				c.update(rest[0], createService("web"))
+				c.update(rest[0], func(tx *Tx) error {
+					row, err := tx.Services.Find("gone")
+					if err == nil {
+						tx.DeleteService(row.ID)
+					}
+					return err
+				})
+				refused := func(when string) {
+					t.Helper()
+					for what, change := range map[string]func(*Tx) error{
+						"not found":   func(tx *Tx) error { _, err := tx.Services.Find("web"); return err },
+						"name taken":  createService("gone"),
+						"own refusal": func(*Tx) error { return errdefs.ErrConflict },
+					} {
+						if err := lost.Update(context.Background(), change); !errdefs.IsUnavailable(err) {
+							t.Errorf("%s, %s: %v", when, what, err)
+						}
+					}
+				}
+				refused("while it may still believe in the leader")
+				time.Sleep(10 * time.Second)
+				refused("without a leader")
+				c.kill(lost) // which heals
+				c.isolate(lost.id)
+				lost = c.start(lost.id, false)
+				refused("after a restart")
+				c.heal()
+				c.leader(append(rest, lost)...)
+				c.update(lost, createService("gone"))
+				if err := lost.Update(context.Background(), createService("web")); !errdefs.IsAlreadyExists(err) {
+					t.Errorf("back again: %v", err)
+				}
 			})
-			if !errdefs.IsUnavailable(err) {
-				t.Errorf("update of what the replica does not have yet: %v", err)
-			}
-			time.Sleep(10 * time.Second)
-		}
-	})
+		})
+	}
 }
 
 func TestAllManagersRestartWithTheirState(t *testing.T) {

@@ -28,7 +28,8 @@ const (
 )
 
 // Update runs change on a snapshot and commits what it wrote; change runs again after a conflict, a bounded
-// number of times, and must have no effects of its own. An error from change is returned as it is and nothing is written.
+// number of times, and must have no effects of its own. An error from change is returned as it is and nothing is written; it is
+// found on a state that is known to be fresh, or else Unavailable comes. A change that finds nothing to write is not checked like that.
 // With a context of WhileLeader it is Unavailable once leadership is lost.
 // When Update returns nil, this replica has the commit. When ctx ends first, the commit may still happen.
 func (s *Store) Update(ctx context.Context, change func(*Tx) error) error {
