@@ -46,7 +46,7 @@ func (b *bench) api(ctx context.Context) error {
 		return err
 	}
 	var lists, creates calls
-	err = b.profiled(ctx, leader, "list", func() (err error) {
+	err = b.profiled(ctx, "list", func() (err error) {
 		lists, err = timeCalls(ctx, leader, apiCallers, after(apiFor), list)
 		return err
 	})
@@ -60,14 +60,32 @@ func (b *bench) api(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = b.profiled(ctx, leader, "create", func() (err error) {
+	synced, err := syncsPerSecond(filepath.Join(b.Lab.Node("n1").DataDir(), "bare"))
+	if err != nil {
+		return err
+	}
+	before, err := b.spent(ctx, leader)
+	if err != nil {
+		return err
+	}
+	err = b.profiled(ctx, "create", func() (err error) {
 		creates, err = timeCalls(ctx, leader, apiCallers, after(apiFor), create)
 		return err
 	})
 	if err != nil {
 		return err
 	}
+	spent, err := b.spent(ctx, leader)
+	if err != nil {
+		return err
+	}
+	spent = spent.since(before)
+	made := float64(len(creates.times))
 	b.add("API, 3 managers: creates by 16 callers", creates.perSecond() >= 2500, "≥ 2500/s", "%.0f/s (median %s)", creates.perSecond(), µs(creates.p(0.5)))
+	b.note("  CPU time of the 3 agents for one", "%.2f ms", 1000*spent.cpuSeconds/made)
+	b.note("  commits, log entries for one", "%.2f, %.2f", spent.commits/made, spent.entries/made)
+	b.note("  of its time, in the leader's store", "%.2f ms", 1000*spent.commitSeconds/spent.commits)
+	b.note("  bare fdatasync of 4 KB on that disk", "%.0f/s", synced)
 	b.add("API, 3 managers: create by one caller, median", alone.p(0.5) <= 1500*time.Microsecond, "≤ 1.5 ms", "%s (p99 %s)", µs(alone.p(0.5)), µs(alone.p(0.99)))
 	b.add("API, 3 managers: lists of 320 services by 16 callers", lists.perSecond() >= 2000, "≥ 2000/s", "%.0f/s (%.0f KB each)", lists.perSecond(), float64(lists.bytes)/1024/float64(len(lists.times)))
 	return nil
@@ -121,33 +139,25 @@ type calls struct {
 func (c calls) perSecond() float64        { return float64(len(c.times)) / c.took.Seconds() }
 func (c calls) p(q float64) time.Duration { return quantile(c.times, q) }
 
-// profiled runs measure and, if profiles are wanted, keeps what the node's agent did meanwhile as DIR/NAME.pprof.
-func (b *bench) profiled(ctx context.Context, n *lab.Node, name string, measure func() error) error {
+// profiled runs measure and, if profiles are wanted, keeps what each manager's agent did meanwhile as DIR/NAME-NODE.pprof.
+func (b *bench) profiled(ctx context.Context, name string, measure func() error) error {
 	if b.profiles == "" {
 		return measure()
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error {
-		client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(n.RunDir(), "metrics.sock"))
-		}}}
-		request, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://swarm/debug/pprof/profile?seconds=%.0f", apiFor.Seconds()-1), nil)
-		if err != nil {
-			return err
-		}
-		answer, err := client.Do(request)
-		if err != nil {
-			return err
-		}
-		defer answer.Body.Close()
-		content, err := io.ReadAll(answer.Body)
-		if err != nil || answer.StatusCode != http.StatusOK {
-			return fmt.Errorf("profile: %s %s %w", answer.Status, content, err)
-		}
-		return os.WriteFile(filepath.Join(b.profiles, name+".pprof"), content, 0o644)
-	})
+	for _, n := range b.Lab.Nodes() {
+		g.Go(func() error { return b.profile(ctx, n, filepath.Join(b.profiles, name+"-"+n.Name+".pprof")) })
+	}
 	g.Go(measure)
 	return g.Wait()
+}
+
+func (b *bench) profile(ctx context.Context, n *lab.Node, file string) error {
+	content, err := ofAgent(ctx, n, fmt.Sprintf("/debug/pprof/profile?seconds=%.0f", apiFor.Seconds()-1))
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(file, content, 0o644)
 }
 
 // timeCalls has so many callers make one call after the other, each on a connection of its own, until it is over.

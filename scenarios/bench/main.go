@@ -31,7 +31,7 @@ func main() {
 	bin := flag.String("bin", "bin", "folder of swarm, containerd, hello.tar and bare.test")
 	rounds := flag.Int("rounds", 7, "repetitions of what is quick; at least 5")
 	only := flag.String("only", "", "what to measure, separated by commas: api, leader, create, sixty, power, size, or a package or benchmark of the first lines")
-	profiles := flag.String("profiles", "", "existing folder for CPU profiles of the leader in the part api; its agents then run with --debug")
+	profiles := flag.String("profiles", "", "existing folder for CPU profiles of the managers in the part api; its agents then run with --debug")
 	flag.Parse()
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer cancel()
