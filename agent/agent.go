@@ -67,6 +67,7 @@ func build(cfg Config, edges Edges) (*node, error) {
 		Containers:        edges.Containers,
 		Images:            n.images,
 		Nodes:             n.transport(),
+		Description:       edges.Description,
 		NewJoinToken:      pki.NewJoinToken,
 		Version:           cfg.Version,
 		ContainerdVersion: edges.ContainerdVersion,
@@ -80,6 +81,9 @@ func build(cfg Config, edges Edges) (*node, error) {
 
 // run starts what lives as long as the agent.
 func (n *node) run(ctx context.Context) error {
+	if err := checkMetricsAddr(n.cfg.MetricsAddr); err != nil {
+		return err
+	}
 	n.resume(ctx)
 	listener, err := n.edges.Sockets.Listen(ctx, "unix", n.socketPath())
 	if err != nil {
@@ -90,9 +94,8 @@ func (n *node) run(ctx context.Context) error {
 		return errors.Join(err, listener.Close())
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	for _, l := range scraped {
-		g.Go(func() error { return n.api.ServeMetrics(ctx, l) })
-	}
+	g.Go(func() error { return n.api.ServeMetrics(ctx, scraped) })
+	g.Go(func() error { return n.serveMetricsPort(ctx) })
 	if n.edges.Beside != nil {
 		g.Go(func() error { return n.edges.Beside(ctx) })
 	}

@@ -129,7 +129,7 @@ func (mg *manager) renewal(ctx context.Context, p rpc.Peer, readsFormat uint32) 
 		}
 		row = *current
 		role := row.Spec.Role
-		if role == swarm.NodeRoleWorker && mg.isMember(row.ID) {
+		if role == swarm.NodeRoleWorker && mg.store.IsMember(row.ID) {
 			role = swarm.NodeRoleManager
 		}
 		if row.Role != role {
@@ -144,15 +144,6 @@ func (mg *manager) renewal(ctx context.Context, p rpc.Peer, readsFormat uint32) 
 		return nil
 	})
 	return row, err
-}
-
-func (mg *manager) isMember(nodeID string) bool {
-	for _, member := range mg.store.Members() {
-		if member.NodeID == nodeID {
-			return true
-		}
-	}
-	return false
 }
 
 // members are the managers that a new node can turn to.
@@ -216,7 +207,7 @@ func (mg *manager) untilOut(ctx context.Context) (out bool, err error) {
 	defer watch.Close()
 	contact := time.NewTicker(servingCheck)
 	defer contact.Stop()
-	for mg.isMember(mg.nodeID) && mg.inContact() {
+	for mg.store.IsMember(mg.nodeID) && mg.inContact() {
 		select {
 		case <-ctx.Done():
 			return false, errors.New("the other managers did not take this node out in time")

@@ -41,11 +41,17 @@ type computer struct {
 	stop    context.CancelFunc // nil while the agent does not run
 	ended   chan error
 	log     *slog.Logger
+	// change may make the agent's configuration and edges others.
+	change func(*Config, *Edges)
 }
 
 // newComputer is switched on; its agent runs.
 func newComputer(t *testing.T, e *ether, number int) *computer {
-	m := &computer{t: t, ether: e, name: fmt.Sprintf("n%d", number), ip: fmt.Sprintf("10.0.0.%d", number), runtime: newFakeRuntime(), disk: raftstore.NewMemoryDisk()}
+	return newComputerWith(t, e, number, func(*Config, *Edges) {})
+}
+
+func newComputerWith(t *testing.T, e *ether, number int, change func(*Config, *Edges)) *computer {
+	m := &computer{t: t, ether: e, name: fmt.Sprintf("n%d", number), ip: fmt.Sprintf("10.0.0.%d", number), runtime: newFakeRuntime(), disk: raftstore.NewMemoryDisk(), change: change}
 	dir := t.TempDir()
 	m.cfg = Config{
 		DataDir:       dir,
@@ -80,8 +86,10 @@ func (m *computer) start() {
 		Store: raftstore.Config{CheckRows: true, Disk: m.disk},
 		Log:   m.log,
 	}
+	cfg := m.cfg
+	m.change(&cfg, &edges)
 	var err error
-	if m.node, err = build(m.cfg, edges); err != nil {
+	if m.node, err = build(cfg, edges); err != nil {
 		m.t.Fatal(err)
 	}
 	ended, n := m.ended, m.node

@@ -32,7 +32,9 @@ type manager struct {
 
 // usable says whether the replica is one of the cluster's: a new manager's is empty until the leader has
 // reached it, and one that raft's configuration is without hears nothing new any more.
-func (mg *manager) usable() bool { return mg.store.Local().Cluster() != nil && mg.isMember(mg.nodeID) }
+func (mg *manager) usable() bool {
+	return mg.store.Local().Cluster() != nil && mg.store.IsMember(mg.nodeID)
+}
 
 // manage takes part in the replicated state until ctx ends or the certificate's role is another.
 func (m *membership) manage(ctx context.Context, server *rpc.Server) error {

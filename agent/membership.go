@@ -182,6 +182,14 @@ func (m *membership) currentRecord() record {
 	return m.record
 }
 
+// store is this manager's replica while it is usable, else nil.
+func (m *membership) store() *raftstore.Store {
+	if mg := m.manager.Load(); mg != nil && mg.usable() {
+		return mg.store
+	}
+	return nil
+}
+
 // status is the membership's part of GET /info.
 func (m *membership) status() api.Status {
 	rec := m.currentRecord()
@@ -208,11 +216,9 @@ func (m *membership) status() api.Status {
 		s.State = swarm.LocalNodeStateError
 		s.Error = fmt.Sprintf("this node's certificate expired at %s: run \"swarm leave --force\", then join again", end.Format(time.RFC3339))
 	}
-	if mg := m.manager.Load(); mg != nil {
-		if mg.usable() {
-			s.Store = mg.store
-		} else if fault := mg.store.DiskFault(); fault != "" {
-			s.Error = fault
+	if s.Store = m.store(); s.Store == nil {
+		if mg := m.manager.Load(); mg != nil && mg.store.DiskFault() != "" {
+			s.Error = mg.store.DiskFault()
 		}
 	}
 	if g := m.gossip.Load(); g != nil {

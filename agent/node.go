@@ -12,6 +12,7 @@ import (
 
 	"swarm/agent/worker"
 	"swarm/api"
+	"swarm/raftstore"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/swarm"
@@ -43,6 +44,8 @@ type node struct {
 	membership *membership // nil: in no cluster
 	broken     error       // why the membership does not run, or could not be read
 	started    chan *membership
+	// metricsFault is why the port for metrics is not served.
+	metricsFault error
 }
 
 func (n *node) current() *membership {
@@ -59,11 +62,14 @@ func (n *node) id() string {
 	return ""
 }
 
-// Description is what this node reports of itself.
-func (n *node) Description() swarm.NodeDescription { return n.edges.Description }
-
 // Status says where this node stands.
 func (n *node) Status() api.Status {
+	s := n.standing()
+	s.Warnings = n.warnings()
+	return s
+}
+
+func (n *node) standing() api.Status {
 	n.mu.Lock()
 	m, broken := n.membership, n.broken
 	n.mu.Unlock()
@@ -78,6 +84,14 @@ func (n *node) Status() api.Status {
 		s.State, s.Error = swarm.LocalNodeStateError, broken.Error()
 	}
 	return s
+}
+
+// Store is the replica of this node while it is a manager whose replica is usable.
+func (n *node) Store() *raftstore.Store {
+	if m := n.current(); m != nil {
+		return m.store()
+	}
+	return nil
 }
 
 // begin makes m the node's membership and has runMemberships run it.

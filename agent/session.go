@@ -93,7 +93,7 @@ func (m *membership) awaitOwnReplica(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, ownReplicaMax)
 	defer cancel()
 	for ctx.Err() == nil && m.identity.Role() == swarm.NodeRoleManager {
-		if mg := m.manager.Load(); mg != nil && (mg.tenure.current() != nil || !mg.isMember(mg.nodeID)) {
+		if mg := m.manager.Load(); mg != nil && (mg.tenure.current() != nil || !mg.store.IsMember(mg.nodeID)) {
 			return
 		}
 		pauseFor(ctx, ownReplicaPoll)

@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"net/http"
 	"time"
+
+	"github.com/moby/moby/api/types/swarm"
 )
 
 // Config is what the API serves from.
@@ -14,6 +16,8 @@ type Config struct {
 	Containers Containers
 	Images     Images
 	Nodes      NodeTransport
+	// Description is what this node reports of itself: platform, resources, engine labels.
+	Description swarm.NodeDescription
 	// NewJoinToken makes a join token that names a root certificate; without it tokens cannot be rotated.
 	NewJoinToken func(rootPEM []byte) (string, error)
 	// Version of this program and of containerd, for GET /version and /info.

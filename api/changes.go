@@ -17,7 +17,7 @@ const storeWait = time.Second
 // watchCluster turns changes of the cluster into events until ctx ends, while this node is a manager.
 func (a *API) watchCluster(ctx context.Context) error {
 	for {
-		if store := a.cfg.Node.Status().Store; store != nil {
+		if store := a.cfg.Node.Store(); store != nil {
 			a.watchStore(ctx, store)
 		}
 		select {
@@ -40,7 +40,7 @@ func (a *API) watchStore(ctx context.Context, store *raftstore.Store) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			if a.cfg.Node.Status().Store != store {
+			if a.cfg.Node.Store() != store {
 				return
 			}
 		case <-watch.Changed():

@@ -99,7 +99,7 @@ func (n *fakeNode) PreviewRecovery(context.Context) (Recovery, error) {
 		Unconfirmed: 1, Removed: []swarm.Peer{{NodeID: nodeTwo, Addr: "10.0.0.2:2377"}}}, nil
 }
 
-func (n *fakeNode) Description() swarm.NodeDescription { return describe("one") }
+func (n *fakeNode) Store() *raftstore.Store { return n.Status().Store }
 
 func describe(host string) swarm.NodeDescription {
 	return swarm.NodeDescription{
@@ -324,7 +324,7 @@ func newAPI(n *fakeNode, transport http.RoundTripper) *API {
 	}
 	return New(Config{
 		Node: n, Containers: fakeContainers{n}, Images: fakeImages{n}, Nodes: transport, Version: "1.0-test", ContainerdVersion: "2.0-test",
-		DataDir: "/var/lib/swarm", StartedAt: started(), Log: log,
+		Description: describe("one"), DataDir: "/var/lib/swarm", StartedAt: started(), Log: log,
 		NewJoinToken: func([]byte) (string, error) { return "SWMTKN-1-new-" + raftstore.NewID(), nil },
 	})
 }

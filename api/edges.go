@@ -16,15 +16,15 @@ import (
 
 // Node is the life of this node in a cluster. Implemented by agent.
 type Node interface {
-	// Status is cheap and never blocks.
+	// Status never blocks.
 	Status() Status
+	// Store is that of Status alone, for what asks often.
+	Store() *raftstore.Store
 	Init(ctx context.Context, r swarm.InitRequest) (nodeID string, err error)
 	Join(ctx context.Context, r swarm.JoinRequest) error
 	Leave(ctx context.Context, force bool) error
 	// PreviewRecovery says what Init with ForceNewCluster would do. It needs a manager whose cluster has no leader.
 	PreviewRecovery(ctx context.Context) (Recovery, error)
-	// Description is what this node reports of itself: platform, resources, engine labels.
-	Description() swarm.NodeDescription
 }
 
 // Status is where this node stands.
@@ -40,6 +40,8 @@ type Status struct {
 	Managers []swarm.Peer
 	// Suspects are ids of nodes that new connections avoid.
 	Suspects []string
+	// Warnings are what an operator should know of this agent besides.
+	Warnings []string
 	// Heard says that some manager hears this node.
 	Heard bool
 	// Gossip are the members that gossip sees.

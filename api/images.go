@@ -218,7 +218,7 @@ func (a *API) resolve(w http.ResponseWriter, r *request, name string) (registry.
 	if err != nil {
 		return registry.DistributionInspect{}, invalid("invalid reference %q: %s", name, err)
 	}
-	if a.cfg.Node.Status().Store != nil {
+	if a.cfg.Node.Store() != nil {
 		state, err := a.view(w, r)
 		if err == nil {
 			if row := newestImage(state, ref); row != nil {

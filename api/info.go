@@ -27,11 +27,11 @@ type Info struct {
 
 func (a *API) info(w http.ResponseWriter, r *request) error {
 	status := a.cfg.Node.Status()
-	description := a.cfg.Node.Description()
+	description := a.cfg.Description
 	info := Info{Info: a.hostInfo(description), SwarmMembers: status.Gossip, SwarmSuspects: status.Suspects}
 	info.ID = status.NodeID
 	info.Swarm = a.swarmInfo(status)
-	info.Warnings = info.Swarm.Warnings
+	info.Warnings = append(info.Swarm.Warnings, status.Warnings...)
 	ctx, cancel := context.WithTimeout(r.Context(), infoWait)
 	defer cancel()
 	a.countContents(ctx, &info)

@@ -171,7 +171,7 @@ func (a *API) containerLogs(w http.ResponseWriter, r *request) error {
 	if node == nil {
 		return err
 	}
-	tty := hasTerminal(a.cfg.Node.Status().Store.Local(), row)
+	tty := hasTerminal(a.cfg.Node.Store().Local(), row)
 	return a.copyLog(w, r, newLineWriter(w, o, tty), node.Address, row.Status.ContainerID, logOrigin{})
 }
 

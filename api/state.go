@@ -17,10 +17,10 @@ import (
 
 // manager returns this node's store, or why it has none, in the words that Docker uses.
 func (a *API) manager() (*raftstore.Store, error) {
-	status := a.cfg.Node.Status()
-	if status.Store != nil {
-		return status.Store, nil
+	if store := a.cfg.Node.Store(); store != nil {
+		return store, nil
 	}
+	status := a.cfg.Node.Status()
 	switch {
 	case status.State == swarm.LocalNodeStateLocked:
 		return nil, unavailable(textSwarmLocked)

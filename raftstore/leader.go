@@ -244,6 +244,11 @@ func (s *Store) Members() []Member {
 	return members
 }
 
+// IsMember says whether a node is a manager in raft's configuration.
+func (s *Store) IsMember(nodeID string) bool {
+	return slices.ContainsFunc(s.servers(), func(server raft.Server) bool { return string(server.ID) == nodeID })
+}
+
 // Member is a manager in raft's configuration.
 type Member struct {
 	NodeID  string
