@@ -68,6 +68,8 @@ type Dispatcher struct {
 	prober   *prober
 	counters counters
 	specs    specCache
+	// beat answers all beats.
+	beat *rpc.ManagerMessage
 	// voters is raft's configuration as route last saw it: whether each manager in it votes.
 	voters atomic.Pointer[map[string]bool]
 
@@ -92,6 +94,7 @@ func New(cfg Config) *Dispatcher {
 		cfg: cfg, log: cfg.Log, peer: cfg.Peer, roster: newRoster(),
 		prober: newProber(cfg.Probe), sessions: map[string]*session{}, begun: map[string][]time.Time{},
 		debts: map[string]debt{}, owes: make(chan struct{}, 1),
+		beat: &rpc.ManagerMessage{Kind: &rpc.ManagerMessage_Beat{Beat: &rpc.Beat{}}},
 	}
 	d.writer = newWriter(cfg.Store, cfg.Log)
 	return d

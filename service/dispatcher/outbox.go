@@ -33,8 +33,11 @@ type outbox struct {
 	// holders are the addresses that were sent per digest, or reference without one.
 	holders map[string]string
 	order   *rpc.NodeOrder
-	roster  rosterPosition
-	full    bool
+	// orderOf and orderWith are what order was made from.
+	orderOf   *raftstore.Node
+	orderWith *map[string]bool
+	roster    rosterPosition
+	full      bool
 
 	mu sync.Mutex
 	// needs are the digests and names of images in refs.
@@ -56,7 +59,7 @@ func (o *outbox) begin(s *session) {
 // sendAll sends the welcome, everything, and then what changes, until the session ends. What changes while a message
 // is under way goes together into the next one.
 func (s *session) sendAll(welcome *rpc.Welcome) {
-	err := s.stream.Send(&rpc.ManagerMessage{Kind: &rpc.ManagerMessage_Welcome{Welcome: welcome}})
+	err := s.send(&rpc.ManagerMessage{Kind: &rpc.ManagerMessage_Welcome{Welcome: welcome}})
 	s.poke(dueAll)
 	for err == nil {
 		select {
@@ -74,19 +77,36 @@ func (s *session) sendDue() error {
 	d, acks, since, some := s.due, s.acks, s.dueSince, s.dueTaskIDs
 	s.due, s.acks, s.dueTaskIDs = 0, nil, nil
 	s.mu.Unlock()
-	state := s.d.cfg.Store.Local()
-	if d&dueBeat != 0 {
-		if err := s.stream.Send(&rpc.ManagerMessage{Kind: &rpc.ManagerMessage_Beat{Beat: &rpc.Beat{}}}); err != nil {
+	s.spoke = false
+	if d != 0 || len(acks) > 0 {
+		if err := s.sendNews(d, acks, some); err != nil {
 			return err
 		}
 	}
+	if d != 0 {
+		s.d.counters.send.Observe(time.Since(since))
+	}
+	if s.beat.Swap(false) && !s.spoke { // any word answers a beat
+		return s.send(s.d.beat)
+	}
+	return nil
+}
+
+// send is the only way to the agent, for the sending goroutine alone.
+func (s *session) send(m *rpc.ManagerMessage) error {
+	s.spoke = true
+	return s.stream.Send(m)
+}
+
+func (s *session) sendNews(d due, acks []uint64, some []string) error {
+	state := s.d.cfg.Store.Local()
 	if d&dueMove != 0 {
-		if err := s.stream.Send(&rpc.ManagerMessage{Kind: &rpc.ManagerMessage_Move{Move: &rpc.Move{}}}); err != nil {
+		if err := s.send(&rpc.ManagerMessage{Kind: &rpc.ManagerMessage_Move{Move: &rpc.Move{}}}); err != nil {
 			return err
 		}
 	}
 	for _, sequence := range acks {
-		if err := s.stream.Send(&rpc.ManagerMessage{Kind: &rpc.ManagerMessage_Ack{Ack: &rpc.StatusAck{Sequence: sequence}}}); err != nil {
+		if err := s.send(&rpc.ManagerMessage{Kind: &rpc.ManagerMessage_Ack{Ack: &rpc.StatusAck{Sequence: sequence}}}); err != nil {
 			return err
 		}
 	}
@@ -103,17 +123,20 @@ func (s *session) sendDue() error {
 			}
 		}
 	}
-	if d != 0 {
-		s.d.counters.send.Observe(time.Since(since))
-	}
 	return nil
 }
 
 // sendOrder tells the node what the cluster wants it to be.
 func (o *outbox) sendOrder(state *raftstore.State) error {
-	order := orderFor(state, o.s.nodeID, *o.s.d.voters.Load())
+	row, _ := state.Nodes.Get(o.s.nodeID)
+	voters := o.s.d.voters.Load()
+	if row != nil && row == o.orderOf && voters == o.orderWith {
+		return nil
+	}
+	o.orderOf, o.orderWith = row, voters
+	order := orderFor(state, o.s.nodeID, *voters)
 	if !proto.Equal(order, o.order) {
-		if err := o.s.stream.Send(&rpc.ManagerMessage{Kind: &rpc.ManagerMessage_Order{Order: order}}); err != nil {
+		if err := o.s.send(&rpc.ManagerMessage{Kind: &rpc.ManagerMessage_Order{Order: order}}); err != nil {
 			return err
 		}
 		o.order = order
@@ -144,7 +167,7 @@ func (o *outbox) sendRoster(*raftstore.State) error {
 		if r == nil {
 			return nil
 		}
-		if err := o.s.stream.Send(&rpc.ManagerMessage{Kind: &rpc.ManagerMessage_Roster{Roster: r}}); err != nil {
+		if err := o.s.send(&rpc.ManagerMessage{Kind: &rpc.ManagerMessage_Roster{Roster: r}}); err != nil {
 			return err
 		}
 	}
@@ -307,7 +330,7 @@ func (c *specCache) encode(v *swarm.ServiceSpec) ([]byte, error) {
 }
 
 func (o *outbox) sendAssignments(a *rpc.Assignments) error {
-	return o.s.stream.Send(&rpc.ManagerMessage{Kind: &rpc.ManagerMessage_Assignments{Assignments: a}})
+	return o.s.send(&rpc.ManagerMessage{Kind: &rpc.ManagerMessage_Assignments{Assignments: a}})
 }
 
 // wantsImage says whether a task may still have to fetch its image.
@@ -382,12 +405,15 @@ func holdersOf(state *raftstore.State, key, nodeID string) []string {
 		address string
 	}
 	var found []holder
-	seen := map[string]bool{nodeID: true}
+	var seen map[string]bool
 	images := state.ImagesNamed(key)
 	if strings.HasPrefix(key, digestPrefix) {
 		images = state.ImagesByDigest(key)
 	}
 	for i := range images {
+		if seen == nil {
+			seen = map[string]bool{nodeID: true}
+		}
 		for _, id := range i.Holders {
 			n, ok := state.Nodes.Get(id)
 			if !ok || seen[id] || n.Status.State != swarm.NodeStateReady || n.Address == "" {

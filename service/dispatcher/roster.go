@@ -47,10 +47,11 @@ const (
 	newsNow
 )
 
-// rosterPace is how long news in time wait for more, rosterPacePerSession how much longer for each session, up to rosterPaceMax.
+// rosterPace is how long news in time wait for more, rosterPacePerSession how much longer for each session, up to rosterPaceMax. To tell
+// an agent anything costs manager and agent some 50 µs each: while 1,000 join, the roster takes a fifth of a core and not all of it.
 const (
 	rosterPace           = 100 * time.Millisecond
-	rosterPacePerSession = 50 * time.Microsecond
+	rosterPacePerSession = 500 * time.Microsecond
 	rosterPaceMax        = time.Second
 )
 

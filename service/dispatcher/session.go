@@ -50,6 +50,9 @@ type session struct {
 	dueTaskIDs []string
 	acks       []uint64
 	wakeUp     chan struct{}
+	// beat says that a beat waits for an answer; spoke is the sending goroutine's: it said something since it looked for what is due.
+	beat  atomic.Bool
+	spoke bool
 }
 
 // due is what a session has to look at again.
@@ -59,8 +62,6 @@ const (
 	dueTasks due = 1 << iota
 	dueOrder
 	dueRoster
-	// dueBeat is an answer to a beat.
-	dueBeat
 	// dueMove asks the agent to use another manager.
 	dueMove
 	// dueSomeTasks: tasks of which it is known that nothing else of the node changed.
@@ -123,7 +124,8 @@ func (s *session) receive() <-chan received {
 			m, err := s.stream.Recv()
 			s.heard.Store(int64(time.Since(s.begun)))
 			if m.GetBeat() != nil {
-				s.poke(dueBeat)
+				s.beat.Store(true)
+				signal(s.wakeUp)
 				if !s.silent.Load() {
 					continue
 				}

@@ -24,6 +24,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -103,8 +104,9 @@ func (l *lab) listen(a *authority) (address string) {
 	return listener.Addr().String()
 }
 
-// dialSession is an agent's end of a real session. It returns once welcomed; take gets what comes until ctx ends.
-func dialSession(ctx context.Context, id identity, address string, take func(*rpc.ManagerMessage)) error {
+// dialSession is an agent's end of a real session. It returns once welcomed; take gets what comes until ctx ends. It beats as it is
+// told by the welcome, then as pace says.
+func dialSession(ctx context.Context, id identity, address string, pace <-chan time.Duration, take func(*rpc.ManagerMessage)) error {
 	nodeID := id.cert.Leaf.Subject.CommonName
 	conn, err := (&rpc.Dialer{Network: rpc.Kernel{}, Identity: id}).GRPC(address)
 	if err != nil {
@@ -128,6 +130,8 @@ func dialSession(ctx context.Context, id identity, address string, take func(*rp
 		defer beat.Stop()
 		for {
 			select {
+			case d := <-pace:
+				beat.Reset(d)
 			case <-beat.C:
 				_ = stream.Send(&rpc.AgentMessage{Kind: &rpc.AgentMessage_Beat{Beat: &rpc.Beat{}}})
 			case <-ctx.Done():
@@ -177,7 +181,7 @@ func BenchmarkDispatch(b *testing.B) {
 	joins.SetLimit(32)
 	for _, id := range ids {
 		joins.Go(func() error {
-			return dialSession(l.ctx, a.node(id, rpc.Worker), address, func(m *rpc.ManagerMessage) {
+			return dialSession(l.ctx, a.node(id, rpc.Worker), address, nil, func(m *rpc.ManagerMessage) {
 				now := time.Now()
 				for _, t := range m.GetAssignments().GetTasks() {
 					if c, ok := arrived.Load(t.TaskId); ok {
@@ -257,12 +261,17 @@ func TestAgentsProcess(t *testing.T) {
 	fmt.Println("ready")
 	in := bufio.NewReader(os.Stdin)
 	_, _ = in.ReadString('\n')
-	var delivered atomic.Int64
+	var delivered, beats atomic.Int64
 	var joins errgroup.Group
 	joins.SetLimit(48) // the port takes 64 strangers from one address at a time
-	for _, id := range agents {
+	paces := make([]chan time.Duration, count)
+	for i, id := range agents {
+		paces[i] = make(chan time.Duration, 1)
 		joins.Go(func() error {
-			return dialSession(context.Background(), id, address, func(m *rpc.ManagerMessage) {
+			return dialSession(context.Background(), id, address, paces[i], func(m *rpc.ManagerMessage) {
+				if m.GetBeat() != nil {
+					beats.Add(1)
+				}
 				if n := int64(len(m.GetAssignments().GetTasks())); n > 0 && delivered.Add(n) == total {
 					fmt.Println("delivered")
 				}
@@ -273,11 +282,23 @@ func TestAgentsProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	fmt.Println("joined")
+	_, _ = in.ReadString('\n')
+	for _, pace := range paces {
+		pace <- fastBeat
+	}
+	for range 2 {
+		_, _ = in.ReadString('\n')
+		fmt.Println(beats.Load())
+	}
 	_, _ = io.Copy(io.Discard, in) // until the benchmark is over
 }
 
+// fastBeat is how often agents beat in the end.
+const fastBeat = 50 * time.Millisecond
+
 // BenchmarkThousandAgents measures one manager with 1,000 agents in another process, over real TLS and streams: how long all take to join,
-// what a session costs in memory, and how many assignments a second go through the store to the agents.
+// what a session costs in memory, how many assignments a second go through the store to the agents, and what it costs to take and answer
+// beats.
 func BenchmarkThousandAgents(b *testing.B) {
 	const count, tasks, perCommit = 1000, 100_000, 200
 	for range b.N {
@@ -287,7 +308,7 @@ func BenchmarkThousandAgents(b *testing.B) {
 		ids := l.nodes("n", count)
 		l.write(func(tx *raftstore.Tx) { l.service(tx, "web", 1) })
 		said, in := startAgents(b, a, address, count, tasks)
-		before := resident(b)
+		before, worked := resident(b), cpuTime()
 		began := time.Now()
 		fmt.Fprintln(in, "go")
 		if line := <-said; line != "joined" {
@@ -295,13 +316,25 @@ func BenchmarkThousandAgents(b *testing.B) {
 		}
 		b.ReportMetric(time.Since(began).Seconds(), "join-s")
 		time.Sleep(2 * time.Second) // the rosters of the last joins
+		b.ReportMetric(float64((cpuTime()-worked).Microseconds())/count, "join-cpu-us")
 		b.ReportMetric(float64(resident(b)-before)/1024/count, "KB/session")
-		began = time.Now()
+		began, worked = time.Now(), cpuTime()
 		l.assign(ids, 0, tasks, perCommit)
 		if line := <-said; line != "delivered" {
 			b.Fatal(line)
 		}
 		b.ReportMetric(tasks/time.Since(began).Seconds(), "assignments/s")
+		b.ReportMetric(float64((cpuTime()-worked).Microseconds())/tasks, "assignment-cpu-us")
+		fmt.Fprintln(in, "beat")
+		answered := func() int {
+			time.Sleep(2 * time.Second)
+			fmt.Fprintln(in, "count")
+			return must(strconv.Atoi(<-said))
+		}
+		beats := answered()
+		worked = cpuTime()
+		beats = answered() - beats
+		b.ReportMetric(float64((cpuTime()-worked).Microseconds())/float64(beats), "beat-cpu-us")
 		b.ReportMetric(0, "ns/op")
 		_ = in.Close()
 	}
@@ -341,6 +374,15 @@ func startAgents(b *testing.B, a *authority, address string, count, total int) (
 		b.Fatal(line)
 	}
 	return lines, in
+}
+
+// cpuTime is what this process worked: other than the clock, it does not tell of what else the machine does.
+func cpuTime() time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		panic(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // resident is this process' memory in bytes, without what it does not use at the moment.
