@@ -26,6 +26,7 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 )
 
 // plain seals nothing.
@@ -242,11 +243,23 @@ func (s *stream) Recv() (*rpc.AgentMessage, error) {
 
 func (s *stream) Send(m *rpc.ManagerMessage) error {
 	select {
-	case s.down <- m:
+	case s.down <- travelled(m):
 		return nil
 	case <-s.ctx.Done():
 		return s.ctx.Err()
 	}
+}
+
+// travelled is a message as it arrives: what was encoded before is decoded then.
+func travelled(m *rpc.ManagerMessage) *rpc.ManagerMessage {
+	if len(m.ProtoReflect().GetUnknown()) == 0 {
+		return m
+	}
+	arrived := &rpc.ManagerMessage{}
+	if err := proto.Unmarshal(must(proto.Marshal(m)), arrived); err != nil {
+		panic(err)
+	}
+	return arrived
 }
 
 // agent is a small real agent: it runs tasks by saying so.

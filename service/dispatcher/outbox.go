@@ -167,7 +167,7 @@ func (o *outbox) sendRoster(*raftstore.State) error {
 		if r == nil {
 			return nil
 		}
-		if err := o.s.send(&rpc.ManagerMessage{Kind: &rpc.ManagerMessage_Roster{Roster: r}}); err != nil {
+		if err := o.s.send(r); err != nil {
 			return err
 		}
 	}

@@ -23,8 +23,11 @@ type roster struct {
 	log   []string
 	start uint64
 	// whole is the roster as it was at wholeAt, for those who know nothing yet; nil at first.
-	whole   *rpc.Roster
+	whole   *rpc.ManagerMessage
 	wholeAt rosterPosition
+	// changes are what brings sessions from their positions to changesAt.
+	changes   map[rosterPosition]*rpc.ManagerMessage
+	changesAt rosterPosition
 }
 
 // rosterAgeShare of a roster may have changed since it was made whole.
@@ -33,7 +36,9 @@ const rosterAgeShare = 16
 // rosterPosition is how far a session is; 0 is nowhere.
 type rosterPosition uint64
 
-func newRoster() *roster { return &roster{members: map[string]*rpc.Member{}, start: 1} }
+func newRoster() *roster {
+	return &roster{members: map[string]*rpc.Member{}, start: 1, changes: map[rosterPosition]*rpc.ManagerMessage{}}
+}
 
 // news is how soon the agents have to hear of a change.
 type news uint8
@@ -119,7 +124,7 @@ func (r *roster) set(id string, m *rpc.Member) (is news) {
 
 // since is what changed after a position, nil for nothing, and the position that an agent has with it. The whole roster may be a
 // little old, for it is shared by the many that ask for it when many join: ask again until there is nothing.
-func (r *roster) since(at rosterPosition) (*rpc.Roster, rosterPosition) {
+func (r *roster) since(at rosterPosition) (*rpc.ManagerMessage, rosterPosition) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := rosterPosition(r.start + uint64(len(r.log)))
@@ -130,10 +135,22 @@ func (r *roster) since(at rosterPosition) (*rpc.Roster, rosterPosition) {
 		return nil, now
 	case uint64(at) < r.start:
 		if r.whole == nil || uint64(r.wholeAt) < r.start || int(now-r.wholeAt) > len(r.members)/rosterAgeShare {
-			r.whole, r.wholeAt = &rpc.Roster{Full: true, Members: slices.Collect(maps.Values(r.members))}, now
+			r.whole, r.wholeAt = encoded(&rpc.Roster{Full: true, Members: slices.Collect(maps.Values(r.members))}), now
 		}
 		return r.whole, r.wholeAt
 	}
+	if r.changesAt != now {
+		clear(r.changes)
+		r.changesAt = now
+	}
+	if r.changes[at] == nil {
+		r.changes[at] = encoded(r.change(at))
+	}
+	return r.changes[at], now
+}
+
+// change is what changed after a position that the log reaches back to. Called with mu held.
+func (r *roster) change(at rosterPosition) *rpc.Roster {
 	ids := slices.Clone(r.log[uint64(at)-r.start:])
 	slices.Sort(ids)
 	change := &rpc.Roster{}
@@ -144,5 +161,18 @@ func (r *roster) since(at rosterPosition) (*rpc.Roster, rosterPosition) {
 			change.RemovedNodeIds = append(change.RemovedNodeIds, id)
 		}
 	}
-	return change, now
+	return change
+}
+
+// encoded is a message with a roster that is the same for many agents, and so encoded once: to protobuf it is an empty one with fields
+// that it does not know, which it copies as they are.
+func encoded(r *rpc.Roster) *rpc.ManagerMessage {
+	plain := &rpc.ManagerMessage{Kind: &rpc.ManagerMessage_Roster{Roster: r}}
+	b, err := proto.Marshal(plain)
+	if err != nil {
+		return plain
+	}
+	m := &rpc.ManagerMessage{}
+	m.ProtoReflect().SetUnknown(b)
+	return m
 }
