@@ -256,6 +256,7 @@ func scale(b *testing.B, nodes, services, replicas int, report bool) {
 	b.Logf("%d nodes joined in %s", nodes, time.Since(began).Round(time.Millisecond))
 	b.ReportMetric(time.Since(began).Seconds(), "join-s")
 	b.StartTimer()
+	worked := cpuTime()
 	began = time.Now()
 	for i := range services {
 		l.write(func(tx *raftstore.Tx) { l.service(tx, fmt.Sprintf("s%04d", i), uint64(replicas)) })
@@ -269,5 +270,6 @@ func scale(b *testing.B, nodes, services, replicas int, report bool) {
 	took := time.Since(began)
 	b.StopTimer()
 	b.ReportMetric(float64(total)/took.Seconds(), "tasks/s")
+	b.ReportMetric(float64((cpuTime()-worked).Microseconds())/float64(total), "cpu-us/task")
 	b.ReportMetric(0, "ns/op")
 }

@@ -316,7 +316,7 @@ func BenchmarkThousandAgents(b *testing.B) {
 		}
 		b.ReportMetric(time.Since(began).Seconds(), "join-s")
 		time.Sleep(2 * time.Second) // the rosters of the last joins
-		b.ReportMetric(float64((cpuTime()-worked).Microseconds())/count, "join-cpu-us")
+		b.ReportMetric(float64((cpuTime()-worked).Microseconds())/count, "cpu-us/join")
 		b.ReportMetric(float64(resident(b)-before)/1024/count, "KB/session")
 		began, worked = time.Now(), cpuTime()
 		l.assign(ids, 0, tasks, perCommit)
@@ -324,7 +324,7 @@ func BenchmarkThousandAgents(b *testing.B) {
 			b.Fatal(line)
 		}
 		b.ReportMetric(tasks/time.Since(began).Seconds(), "assignments/s")
-		b.ReportMetric(float64((cpuTime()-worked).Microseconds())/tasks, "assignment-cpu-us")
+		b.ReportMetric(float64((cpuTime()-worked).Microseconds())/tasks, "cpu-us/assignment")
 		fmt.Fprintln(in, "beat")
 		answered := func() int {
 			time.Sleep(2 * time.Second)
@@ -334,7 +334,7 @@ func BenchmarkThousandAgents(b *testing.B) {
 		beats := answered()
 		worked = cpuTime()
 		beats = answered() - beats
-		b.ReportMetric(float64((cpuTime()-worked).Microseconds())/float64(beats), "beat-cpu-us")
+		b.ReportMetric(float64((cpuTime()-worked).Microseconds())/float64(beats), "cpu-us/beat")
 		b.ReportMetric(0, "ns/op")
 		_ = in.Close()
 	}
