@@ -75,13 +75,14 @@ func (c *cluster) refresh(state *raftstore.State, nodeID string) (moved, room bo
 		down:    row.Session.Presence == raftstore.PresenceDown,
 		since:   row.Session.Since,
 		drained: row.Spec.Availability == swarm.NodeAvailabilityDrain,
+		paused:  row.Spec.Availability == swarm.NodeAvailabilityPause,
 	}
 	old := c.machines[nodeID]
 	if old == nil {
 		c.machines[nodeID], c.ordered = &m, nil
 		return true, change.Room
 	}
-	moved = change.Facts || old.down != m.down || old.drained != m.drained
+	moved = change.Facts || old.down != m.down || old.drained != m.drained || old.paused != m.paused
 	*old = m
 	return moved, change.Room
 }

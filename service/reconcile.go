@@ -154,7 +154,8 @@ func succeed(s *scene, at *slot) change {
 	return s.create(at, swarm.TaskStateRunning, s.now)
 }
 
-// cover keeps one task of a global service on each node that suits it. It returns those that existed and stay.
+// cover keeps one task of a global service on each node that suits it. It returns those that existed and stay, but for those of paused
+// nodes: what such a node runs could be stopped and not replaced, so a rollout leaves it alone until the node is active again.
 func cover(s *scene, p *plan, slots []*slot) (kept []*slot) {
 	have := map[string]*slot{}
 	for _, at := range slots {
@@ -165,7 +166,9 @@ func cover(s *scene, p *plan, slots []*slot) (kept []*slot) {
 			continue
 		}
 		at.busy = tend(s, p, at)
-		kept = append(kept, at)
+		if !m.paused {
+			kept = append(kept, at)
+		}
 	}
 	for _, m := range s.machines() {
 		if p.full() {

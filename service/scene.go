@@ -46,9 +46,10 @@ type scene struct {
 // machine is a node as decisions about its tasks see it.
 type machine struct {
 	facts *spec.Facts
-	// open: it takes new tasks. down: it was silent beyond the grace time, since then. drained: it shall have no tasks.
-	open, down, drained bool
-	since               time.Time
+	// open: it takes new tasks. down: it was silent beyond the grace time, since then. drained: it shall have no tasks. paused: it
+	// keeps what it has.
+	open, down, drained, paused bool
+	since                       time.Time
 }
 
 // slot is the tasks that stand in for each other: a number of a replicated service, a node of a global one.

@@ -70,6 +70,7 @@ func (w *world) cluster() *cluster {
 		c.machines[id] = &machine{
 			facts: &n.Facts, open: n.Open,
 			down: row.Session.Presence == raftstore.PresenceDown, since: row.Session.Since, drained: row.Spec.Availability == swarm.NodeAvailabilityDrain,
+			paused: row.Spec.Availability == swarm.NodeAvailabilityPause,
 		}
 	}
 	return c
