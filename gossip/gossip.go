@@ -24,6 +24,9 @@ const (
 	// joinEvery is how often missing seeds are tried, joinMax how many at once.
 	joinEvery = 5 * time.Second
 	joinMax   = 3
+	// introductions is how often, joinEvery, a node that has started joins one more seed: others refuse a new address while they
+	// take the former one for alive, and would hear of it again only with the next exchange of full state.
+	introductions = 6
 	// reclaimAfter is how long a dead node's name is kept from a node with another address: not at all, which
 	// the library cannot be told otherwise. While the old one counts as alive, the new one is refused.
 	reclaimAfter = time.Millisecond
@@ -163,14 +166,19 @@ func (g *Gossip) libraryConfig(transport *transport) *memberlist.Config {
 func (g *Gossip) keepJoined(ctx context.Context, list *memberlist.Memberlist) {
 	ticker := time.NewTicker(joinEvery)
 	defer ticker.Stop()
-	for {
-		if missing := g.missingSeeds(); len(missing) > 0 {
+	for introduced := 0; ; {
+		missing := g.missingSeeds()
+		if introduced < introductions {
+			missing = append(missing, g.anySeed()...)
+		}
+		if len(missing) > 0 {
 			if _, err := list.Join(missing); err != nil && ctx.Err() == nil {
 				g.log.Debug("seeds not reached", "seeds", missing, "error", err)
 			}
 		}
 		select {
 		case <-ticker.C:
+			introduced++
 		case <-g.seedsChanged:
 		case <-ctx.Done():
 			return
@@ -247,6 +255,13 @@ func (g *Gossip) missingSeeds() []string {
 		}
 	}
 	return missing
+}
+
+// anySeed is one of the seeds, or none.
+func (g *Gossip) anySeed() []string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return shuffled(g.seeds)[:min(1, len(g.seeds))]
 }
 
 // Members are all nodes seen, this one included, in order of their ids; empty before Run.
