@@ -114,6 +114,10 @@ func (l *lineage) meetLineage(theirs uint64) error {
 	return errOtherLineage
 }
 
+// Lineage is another number after each recovery of the cluster from one manager: replicas of different ones share no log, and the
+// greater one counts.
+func (s *Store) Lineage() uint64 { return s.lineage.current() }
+
 func (l *lineage) current() uint64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()

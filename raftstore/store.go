@@ -137,6 +137,7 @@ type Store struct {
 	log       *slog.Logger
 	disk      *disk
 	fsm       *fsm
+	lineage   *lineage
 	raft      *raft.Raft
 	transport *heard
 	addresses *addresses
@@ -198,8 +199,8 @@ func Open(cfg Config) (*Store, error) {
 func (s *Store) join() error {
 	notify := make(chan bool, leadershipQueue)
 	conf := s.cfg.raft(notify)
-	lineage, err := s.readLineage()
-	if err != nil {
+	var err error
+	if s.lineage, err = s.readLineage(); err != nil {
 		return err
 	}
 	joined := make(chan struct{}) // closed once s.raft may be read by what raft itself has started
@@ -216,7 +217,7 @@ func (s *Store) join() error {
 	}
 	s.transport = &heard{
 		NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-			Stream:                  &streams{Listener: s.cfg.Listener, address: s.cfg.Address, dial: s.cfg.Dial, lineage: lineage, addresses: s.addresses, open: map[*stream]struct{}{}},
+			Stream:                  &streams{Listener: s.cfg.Listener, address: s.cfg.Address, dial: s.cfg.Dial, lineage: s.lineage, addresses: s.addresses, open: map[*stream]struct{}{}},
 			ServerAddressProvider:   s.addresses,
 			MaxPool:                 connectionsPerPeerMax,
 			MaxRPCsInFlight:         requestsInFlightMax,
