@@ -23,13 +23,22 @@ type checks struct {
 	wrongs []error
 	// digestEvery is at which indexes replicas are compared while they change: in large clusters not at each.
 	digestEvery uint64
-	leaders     map[uint64]string           // by term
-	digests     map[uint64]digestSeen       // by index
-	tasks       map[string]taskSeen         // the furthest that any replica has shown
+	leaders     map[uint64]string // by term
+	digests     map[moment]digestSeen
+	tasks       map[taskOfLineage]taskSeen  // the furthest that any replica has shown
 	replicas    map[string]*raftstore.Store // the open ones, by machine
 	watchers    sync.WaitGroup
+	followers   map[swarm.TaskState]map[swarm.TaskState]bool
 	// looks counts what was judged, so that a test can tell silence from order.
 	looks looks
+}
+
+// moment is an index of a cluster. A recovery of the cluster from one manager begins a lineage, in which indexes count anew.
+type moment struct{ lineage, index uint64 }
+
+type taskOfLineage struct {
+	lineage uint64
+	id      string
 }
 
 type looks struct{ Elections, Digests, Steps int }
@@ -47,8 +56,8 @@ type taskSeen struct {
 
 func newChecks() *checks {
 	return &checks{
-		digestEvery: 1, leaders: map[uint64]string{}, digests: map[uint64]digestSeen{}, tasks: map[string]taskSeen{},
-		replicas: map[string]*raftstore.Store{},
+		digestEvery: 1, leaders: map[uint64]string{}, digests: map[moment]digestSeen{}, tasks: map[taskOfLineage]taskSeen{},
+		replicas: map[string]*raftstore.Store{}, followers: followers(),
 	}
 }
 
@@ -112,7 +121,7 @@ func (c *checks) replica(machine string, s *raftstore.Store, alive context.Conte
 				return
 			}
 			state, dirty := watch.Take()
-			c.look(machine, state, dirty)
+			c.look(machine, s.Lineage(), state, dirty)
 		}
 	})
 	return func() {
@@ -126,7 +135,7 @@ func (c *checks) replica(machine string, s *raftstore.Store, alive context.Conte
 }
 
 // look judges one state of one replica.
-func (c *checks) look(machine string, state *raftstore.State, dirty raftstore.Dirty) {
+func (c *checks) look(machine string, lineage uint64, state *raftstore.State, dirty raftstore.Dirty) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if state.Index()%c.digestEvery == 0 {
@@ -135,33 +144,33 @@ func (c *checks) look(machine string, state *raftstore.State, dirty raftstore.Di
 			c.wrongLocked("%v", err)
 			return
 		}
-		c.sameDigest(machine, state.Index(), sum)
+		c.sameDigest(machine, moment{lineage, state.Index()}, sum)
 	}
 	if dirty.All {
 		for t := range state.Tasks.All() {
-			c.step(machine, state.Index(), t)
+			c.step(machine, lineage, t)
 		}
 		return
 	}
 	for id := range dirty.Tasks {
 		if t, ok := state.Tasks.Get(id); ok {
-			c.step(machine, state.Index(), t)
+			c.step(machine, lineage, t)
 		}
 	}
 }
 
 // sameDigest judges that replicas at one index are equal.
-func (c *checks) sameDigest(machine string, index uint64, sum [32]byte) {
-	if index == 0 {
+func (c *checks) sameDigest(machine string, at moment, sum [32]byte) {
+	if at.index == 0 {
 		return
 	}
 	c.looks.Digests++
-	seen, ok := c.digests[index]
+	seen, ok := c.digests[at]
 	if ok && seen.sum != sum {
-		c.wrongLocked("replicas of %s and %s differ at index %d", seen.by, machine, index)
+		c.wrongLocked("replicas of %s and %s differ at index %d", seen.by, machine, at.index)
 	}
 	if !ok {
-		c.digests[index] = digestSeen{sum, machine}
+		c.digests[at] = digestSeen{sum, machine}
 	}
 }
 
@@ -170,11 +179,16 @@ func actors() []task.Actor {
 	return []task.Actor{task.Orchestrator, task.Scheduler, task.Agent, task.Reaper}
 }
 
-// mayFollow says whether one state may be seen after another: by steps of several actors, of which none goes back.
-func mayFollow(from, to swarm.TaskState) bool {
-	if from == to {
-		return true
+// followers are the states that may be seen after each state: by steps of several actors, of which none goes back.
+func followers() map[swarm.TaskState]map[swarm.TaskState]bool {
+	all := map[swarm.TaskState]map[swarm.TaskState]bool{}
+	for _, from := range task.States() {
+		all[from] = followersOf(from)
 	}
+	return all
+}
+
+func followersOf(from swarm.TaskState) map[swarm.TaskState]bool {
 	reached := map[swarm.TaskState]bool{from: true}
 	for _, s := range task.States() {
 		for r := range maps.Clone(reached) {
@@ -183,25 +197,26 @@ func mayFollow(from, to swarm.TaskState) bool {
 			}
 		}
 	}
-	return reached[to]
+	return reached
 }
 
 // step judges what became of a task since any replica was seen at an earlier index.
-func (c *checks) step(machine string, index uint64, t *raftstore.Task) {
+func (c *checks) step(machine string, lineage uint64, t *raftstore.Task) {
+	key := taskOfLineage{lineage, t.ID}
 	now := taskSeen{t.Status.State, t.DesiredState, t.NodeID, t.Index}
-	before, known := c.tasks[t.ID]
+	before, known := c.tasks[key]
 	if known && t.Index < before.index {
 		return // a replica that is behind
 	}
 	c.looks.Steps++
-	c.tasks[t.ID] = now
+	c.tasks[key] = now
 	if !known {
 		return
 	}
 	switch {
 	case t.Index == before.index && now != before:
 		c.wrongLocked("task %s is %v on %s and was %v elsewhere, both written at index %d", t.ID, now, machine, before, t.Index)
-	case !mayFollow(before.state, now.state):
+	case !c.followers[before.state][now.state]:
 		c.wrongLocked("task %s went from %s to %s (index %d to %d, seen on %s)", t.ID, before.state, now.state, before.index, t.Index, machine)
 	case !task.LegalDesired(before.desired, now.desired):
 		c.wrongLocked("task %s was wanted %s and then %s (index %d to %d)", t.ID, before.desired, now.desired, before.index, t.Index)

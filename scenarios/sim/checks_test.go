@@ -37,7 +37,7 @@ func TestEveryCheckOfReplicasCanFail(t *testing.T) {
 	steps := func(rows ...*raftstore.Task) func(*checks) {
 		return func(c *checks) {
 			for _, r := range rows {
-				c.step("n1", r.Index, r)
+				c.step("n1", 0, r)
 			}
 		}
 	}
@@ -45,10 +45,20 @@ func TestEveryCheckOfReplicasCanFail(t *testing.T) {
 		see  func(*checks)
 		want string
 	}{
-		"one leader per term":       {func(c *checks) { c.elected(2, "n1"); c.elected(3, "n2"); c.elected(2, "n1") }, ""},
-		"two leaders of a term":     {func(c *checks) { c.elected(2, "n1"); c.elected(2, "n2") }, "term 2 was won by n1 and by n2"},
-		"equal replicas":            {func(c *checks) { c.sameDigest("n1", 7, [32]byte{1}); c.sameDigest("n2", 7, [32]byte{1}) }, ""},
-		"unequal replicas":          {func(c *checks) { c.sameDigest("n1", 7, [32]byte{1}); c.sameDigest("n2", 7, [32]byte{2}) }, "differ at index 7"},
+		"one leader per term":   {func(c *checks) { c.elected(2, "n1"); c.elected(3, "n2"); c.elected(2, "n1") }, ""},
+		"two leaders of a term": {func(c *checks) { c.elected(2, "n1"); c.elected(2, "n2") }, "term 2 was won by n1 and by n2"},
+		"equal replicas": {func(c *checks) {
+			c.sameDigest("n1", moment{0, 7}, [32]byte{1})
+			c.sameDigest("n2", moment{0, 7}, [32]byte{1})
+		}, ""},
+		"unequal replicas": {func(c *checks) {
+			c.sameDigest("n1", moment{0, 7}, [32]byte{1})
+			c.sameDigest("n2", moment{0, 7}, [32]byte{2})
+		}, "differ at index 7"},
+		"of two recoveries": {func(c *checks) {
+			c.sameDigest("n1", moment{1, 7}, [32]byte{1})
+			c.sameDigest("n2", moment{2, 7}, [32]byte{2})
+		}, ""},
 		"a task goes its way":       {steps(row(4, swarm.TaskStatePending, swarm.TaskStateRunning, ""), run, row(6, swarm.TaskStateFailed, swarm.TaskStateShutdown, "a")), ""},
 		"a replica that is behind":  {steps(run, row(4, swarm.TaskStateAssigned, swarm.TaskStateRunning, "a")), ""},
 		"a state goes back":         {steps(run, row(6, swarm.TaskStateStarting, swarm.TaskStateRunning, "a")), "from running to starting"},

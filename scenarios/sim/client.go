@@ -45,7 +45,7 @@ func refused(err error, status int) bool {
 var errStale = errors.New("the answer may be stale")
 
 func (m *Machine) dialAPI(ctx context.Context, _, _ string) (net.Conn, error) {
-	return m.operator.Dial(ctx, "unix", apiSocket)
+	return m.operator.Load().Dial(ctx, "unix", apiSocket)
 }
 
 // call asks a machine's API. into gets the decoded answer unless it is nil. The error is a *statusError if there was an

@@ -54,6 +54,7 @@ func service(p *player, ctx context.Context, args []string) error {
 
 // doubt is what is known of a service after a command failed: nothing, unless the answer says that it was refused.
 func (p *player) doubt(name string, err error) error {
+	p.changed[name] = time.Now()
 	if err != nil && !refused(err, http.StatusConflict) && !refused(err, http.StatusNotFound) && !refused(err, http.StatusBadRequest) {
 		p.doubtful[name] = true
 	}

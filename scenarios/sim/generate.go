@@ -33,11 +33,15 @@ func Generate(seed uint64, size Size) *Story {
 	}
 	g.workers = g.random.IntN(size.WorkersMax + 1)
 	g.begin()
-	switch g.random.IntN(5) {
-	case 0:
+	switch kind := g.random.IntN(8); {
+	case kind == 0:
 		g.calm(size.Faults / 2)
-	case 1, 2:
+	case kind <= 2:
 		g.members(size.Faults)
+	case kind == 3:
+		g.roles(size.Faults)
+	case kind == 4 && g.managers > 1:
+		g.recovery(size.Faults / 2)
 	default:
 		g.storm(size.Faults)
 	}
@@ -56,6 +60,7 @@ type generator struct {
 	undo              []string // what mends faults that are standing
 	services          []string
 	extra             int // machines beyond the first ones
+	moved             string
 }
 
 func (g *generator) say(format string, args ...any) {
@@ -179,7 +184,7 @@ func (g *generator) storm(faults int) {
 // fault does some harm and notes how to undo it.
 func (g *generator) fault() {
 	v := g.victim()
-	switch g.random.IntN(12) {
+	switch g.random.IntN(14) {
 	case 0, 1:
 		g.say("? kill %s", v)
 		g.undo = append(g.undo, "start")
@@ -212,7 +217,22 @@ func (g *generator) fault() {
 	case 11:
 		g.say("? stop %s", v)
 		g.undo = append(g.undo, "start")
+	case 12:
+		g.say("? %s %s", []string{"mute", "deafen"}[g.random.IntN(2)], v)
+		g.undo = append(g.undo, "heal")
+	case 13:
+		g.move()
 	}
+}
+
+// move gives a machine another address. Of the managers one may, as others have to know where it is: those that all move while
+// they see nobody find no one again.
+func (g *generator) move() {
+	v := "n" + strconv.Itoa(1+g.random.IntN(g.total()))
+	if g.moved == "" {
+		g.moved = v
+	}
+	g.say("? move %s", g.moved)
 }
 
 // split puts the machines into two groups.
@@ -266,7 +286,14 @@ func (g *generator) members(faults int) {
 	g.say("history start")
 	g.wait(2 * time.Second)
 	for range faults {
-		switch g.random.IntN(8) {
+		switch g.random.IntN(9) {
+		case 8:
+			gone := g.any()
+			g.say("? retire %s", gone)
+			if g.chance(50) {
+				g.wait(3 * time.Second)
+				g.say("? join-as %s %s", []string{"worker", "manager"}[g.random.IntN(2)], gone)
+			}
 		case 0, 1:
 			g.say("? node promote %s", g.any())
 		case 2, 3:
@@ -287,6 +314,75 @@ func (g *generator) members(faults int) {
 		if g.chance(60) {
 			g.mend()
 		}
+	}
+	g.say("settle")
+}
+
+// roles has operators promote and demote at once, down to the last manager, amid faults.
+func (g *generator) roles(faults int) {
+	g.say("history start 2 %d", 2+g.random.IntN(2))
+	g.wait(5 * time.Second)
+	for range faults / 2 {
+		if g.chance(60) {
+			g.fault()
+		} else {
+			g.operate()
+		}
+		g.wait(4 * time.Second)
+		if g.chance(60) {
+			g.mend()
+		}
+	}
+	g.say("settle")
+}
+
+// recovery loses all managers but one, which then goes on alone; the others come back. What everybody was told before one was left
+// alone must be kept; what was told meanwhile by the others is lost.
+func (g *generator) recovery(faults int) {
+	g.say("history start 3")
+	for range g.random.IntN(3) {
+		g.operate()
+		g.wait(2 * time.Second)
+	}
+	// Calls under way end within 5 s, and a replica that has missed something catches up.
+	g.say("history stop")
+	g.say("wait 5s")
+	survivor := g.manager()
+	var others []string
+	for i := range g.managers {
+		if name := "n" + strconv.Itoa(i+1); name != survivor {
+			others = append(others, name)
+		}
+	}
+	lost := strings.Join(others, " ")
+	switch g.random.IntN(3) {
+	case 0:
+		g.say("power-off %s", lost)
+	case 1:
+		g.say("kill %s", lost)
+	case 2:
+		// The others go on without it, until they are gone as well.
+		g.say("unplug %s", survivor)
+		g.wait(3 * time.Second)
+		for range 1 + g.random.IntN(3) {
+			g.operate()
+			g.wait(3 * time.Second)
+		}
+		g.say("power-off %s", lost)
+		g.say("heal")
+	}
+	g.say("wait 6s")
+	g.say("* force-new %s", survivor)
+	g.say("history start 3")
+	g.wait(5 * time.Second)
+	for range faults {
+		if g.chance(50) {
+			g.fault()
+		} else {
+			g.operate()
+		}
+		g.wait(4 * time.Second)
+		g.mend()
 	}
 	g.say("settle")
 }

@@ -3,9 +3,11 @@ package sim
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"runtime"
 	"strings"
+	"sync"
 	"testing/synctest"
 	"time"
 )
@@ -29,9 +31,11 @@ func (l *Lab) large() bool { return len(l.machines) >= largeMin }
 type Lab struct {
 	Network  *Network
 	machines []*Machine
+	mu       sync.Mutex // guards byName, which clients look at, too
 	byName   map[string]*Machine
 	checks   *checks
 	ghosts   []*life // every agent ever started
+	given    int     // addresses so far
 	began    time.Time
 	dir      string
 	seed     uint64
@@ -60,7 +64,7 @@ func NewLab(cfg LabConfig) *Lab {
 
 // Add plugs in a machine; its agent does not run yet.
 func (l *Lab) Add(name string) (*Machine, error) {
-	if l.byName[name] != nil {
+	if l.named(name) != nil {
 		return nil, fmt.Errorf("there is a machine %s already", name)
 	}
 	m, err := newMachine(l, len(l.machines), name)
@@ -68,11 +72,28 @@ func (l *Lab) Add(name string) (*Machine, error) {
 		return nil, err
 	}
 	l.machines = append(l.machines, m)
+	l.mu.Lock()
 	l.byName[name] = m
+	l.mu.Unlock()
 	if l.large() {
 		l.checks.digestEvery = digestEveryLarge
 	}
 	return m, nil
+}
+
+// named is the machine of that name, nil if there is none.
+func (l *Lab) named(name string) *Machine {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.byName[name]
+}
+
+// newAddress is one that no machine ever had.
+func (l *Lab) newAddress() netip.Addr {
+	const perNet = 250
+	number := l.given
+	l.given++
+	return netip.AddrFrom4([4]byte{10, 0, byte(number / perNet), byte(number%perNet + 1)})
 }
 
 // Close ends everything and says what would not end.
@@ -97,7 +118,7 @@ func (l *Lab) Close() error {
 	}
 	for _, m := range l.machines {
 		m.runtime.PowerOff()
-		m.operator.Kill()
+		m.operator.Load().Kill()
 		m.client.CloseIdleConnections()
 	}
 	l.checks.close()

@@ -31,6 +31,7 @@ const (
 	racePrefix     = "race-"
 	registersMax   = 2
 	racesMax       = 5
+	clientsMax     = 100
 )
 
 func isLoad(service string) bool {
@@ -41,37 +42,67 @@ func isLoad(service string) bool {
 // contend for names.
 type load struct {
 	lab      *Lab
+	first    *Machine // is asked while there is no manager
 	recorder history.Recorder
 	end      context.CancelFunc
 	running  sync.WaitGroup
 	stopped  bool
+	rounds   int // how often it was started
+	// operators says that every change of a manager's role is recorded, as nobody else makes any.
+	operators bool
 }
 
 func history_(p *player, ctx context.Context, args []string) error {
 	switch {
-	case len(args) >= 1 && args[0] == "start" && p.load == nil:
-		clients := 4
-		if len(args) == 2 {
+	case len(args) >= 1 && args[0] == "start" && (p.load == nil || p.load.stopped):
+		clients, operators := 4, 0
+		if len(args) > 1 {
 			clients, _ = strconv.Atoi(args[1])
 		}
-		p.load = startLoad(p.Lab, clients)
-		return p.load.makeRegisters(ctx, p)
+		if len(args) > 2 {
+			operators, _ = strconv.Atoi(args[2])
+		}
+		return p.startLoad(ctx, clients, operators)
 	case len(args) == 1 && args[0] == "stop" && p.load != nil:
 		p.load.stop()
 		return nil
 	}
-	return wrongArguments("history start [CLIENTS] | history stop")
+	return wrongArguments("history start [CLIENTS [OPERATORS]] | history stop")
 }
 
-func startLoad(lab *Lab, clients int) *load {
-	ctx, end := context.WithCancel(context.Background())
-	l := &load{lab: lab, end: end}
-	for i := range clients {
-		random := rand.New(rand.NewPCG(lab.seed, uint64(i)+1))
-		c := &client{load: l, name: fmt.Sprintf("c%d", i), random: random}
-		l.running.Go(func() { c.run(ctx) })
+// startLoad makes what the clients contend for, the first time, before anything goes wrong.
+func (p *player) startLoad(ctx context.Context, clients, operators int) error {
+	if p.load == nil {
+		p.load = &load{lab: p.Lab, first: p.machines[0], stopped: true}
+		if err := p.load.makeRegisters(ctx, p); err != nil {
+			return err
+		}
 	}
-	return l
+	if operators > 0 && !p.load.operators {
+		p.load.operators = true
+		if err := p.load.countManagers(ctx, p); err != nil {
+			return err
+		}
+	}
+	p.load.start(clients, operators)
+	return nil
+}
+
+func (l *load) start(clients, operators int) {
+	ctx, end := context.WithCancel(context.Background())
+	l.end, l.stopped = end, false
+	l.rounds++
+	run := func(i int, act func(*client, context.Context) bool) {
+		// No two clients may have one name, also not after a pause: it is part of what they write.
+		c := &client{load: l, name: fmt.Sprintf("c%d", l.rounds*clientsMax+i), random: rand.New(rand.NewPCG(l.lab.seed, uint64(l.rounds*clientsMax+i)))}
+		l.running.Go(func() { c.run(ctx, act) })
+	}
+	for i := range clients {
+		run(i, (*client).act)
+	}
+	for i := range operators {
+		run(clients+i, (*client).changeRole)
+	}
 }
 
 func (l *load) stop() {
@@ -119,10 +150,10 @@ type client struct {
 	turn   int
 }
 
-func (c *client) run(ctx context.Context) {
+func (c *client) run(ctx context.Context, act func(*client, context.Context) bool) {
 	for ctx.Err() == nil {
 		pause := lostPause
-		if c.act(ctx) {
+		if act(c, ctx) {
 			pause = loadPause
 		}
 		select {
@@ -136,9 +167,9 @@ func (c *client) run(ctx context.Context) {
 func (c *client) anyone() *Machine {
 	managers := c.load.lab.checks.holders()
 	if len(managers) == 0 {
-		return c.load.lab.machines[0]
+		return c.load.first
 	}
-	return c.load.lab.byName[managers[c.random.IntN(len(managers))]]
+	return c.load.lab.named(managers[c.random.IntN(len(managers))])
 }
 
 func (c *client) act(ctx context.Context) bool {
@@ -282,7 +313,7 @@ func (p *player) finalReads() error {
 	}
 	c := &client{load: p.load, name: "end"}
 	for _, name := range p.checks.holders() {
-		m := p.byName[name]
+		m := p.named(name)
 		for i := range registersMax {
 			if _, ok := c.read(context.Background(), m, registerPrefix+strconv.Itoa(i)); !ok {
 				return fmt.Errorf("%s does not tell a register", name)
@@ -290,6 +321,11 @@ func (p *player) finalReads() error {
 		}
 		if _, ok := c.list(context.Background(), m); !ok {
 			return fmt.Errorf("%s does not list services", name)
+		}
+		if p.load.operators {
+			if _, ok := c.listManagers(context.Background(), m); !ok {
+				return fmt.Errorf("%s does not list managers", name)
+			}
 		}
 	}
 	return nil

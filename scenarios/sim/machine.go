@@ -6,11 +6,11 @@ import (
 	"io/fs"
 	"log/slog"
 	"net/http"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing/synctest"
 	"time"
 
@@ -37,7 +37,7 @@ type Machine struct {
 	disk    *raftstore.MemoryDisk
 	diary   *diary
 	// operator is whoever sits at the machine; it is no part of the agent.
-	operator *Process
+	operator atomic.Pointer[Process]
 	client   *http.Client
 
 	// The fields below belong to the one goroutine that tells the story.
@@ -58,14 +58,13 @@ type life struct {
 }
 
 func newMachine(l *Lab, number int, name string) (*Machine, error) {
-	address := netip.AddrFrom4([4]byte{10, 0, byte(number / 250), byte(number%250 + 1)})
 	m := &Machine{
-		Name: name, lab: l, host: l.Network.AddHost(address),
+		Name: name, lab: l, host: l.Network.AddHost(l.newAddress()),
 		runtime: NewRuntime(l.seed + uint64(number)), images: NewImages(), disk: raftstore.NewMemoryDisk(),
 		dir: filepath.Join(l.dir, name, "0"),
 	}
 	m.diary = newDiary(func(term uint64) { l.checks.elected(term, name) })
-	m.operator = m.host.NewProcess()
+	m.operator.Store(m.host.NewProcess())
 	m.client = &http.Client{Transport: &http.Transport{DialContext: m.dialAPI, DisableKeepAlives: true}}
 	return m, os.MkdirAll(m.dir, 0o700)
 }
@@ -160,6 +159,22 @@ func (m *Machine) PowerOff(torn bool) error {
 	m.host.PowerOff()
 	err := m.kill(torn)
 	m.runtime.PowerOff()
+	return err
+}
+
+// Move gives the machine another address, at which a new agent starts; at the former one nobody answers. Containers run on.
+func (m *Machine) Move() error {
+	synctest.Wait()
+	if m.agent != nil {
+		m.agent.kill()
+	}
+	m.host.PowerOff()
+	err := m.kill(false)
+	m.operator.Load().Kill()
+	m.host = m.lab.Network.AddHost(m.lab.newAddress())
+	m.operator.Store(m.host.NewProcess())
+	m.diary.note("machine moved to " + m.Address())
+	m.Start()
 	return err
 }
 

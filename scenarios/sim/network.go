@@ -86,6 +86,24 @@ func (n *Network) Block(from, to *Host) {
 	n.expectGiveUp()
 }
 
+// Mute makes all that a host sends vanish.
+func (n *Network) Mute(h *Host) {
+	for _, other := range n.Hosts() {
+		if other != h {
+			n.Block(h, other)
+		}
+	}
+}
+
+// Deafen makes all that is sent to a host vanish.
+func (n *Network) Deafen(h *Host) {
+	for _, other := range n.Hosts() {
+		if other != h {
+			n.Block(other, h)
+		}
+	}
+}
+
 // Partition leaves only links within a group; hosts in no group form one together.
 func (n *Network) Partition(groups ...[]*Host) {
 	of := map[*Host]int{}

@@ -26,9 +26,11 @@ type player struct {
 	wanted map[string]int
 	// doubtful services were the object of a command that may or may not have taken effect.
 	doubtful map[string]bool
-	memory   map[string]string // task → machine, of "remember"
-	load     *load
-	done     []string // steps with their times
+	// changed is when a service was last the object of a command.
+	changed map[string]time.Time
+	memory  map[string]string // task → machine, of "remember"
+	load    *load
+	done    []string // steps with their times
 }
 
 // Outcome is what became of a story.
@@ -50,7 +52,7 @@ func play(story *Story, dir string, tamper func(*player)) *Outcome {
 		Lab: NewLab(LabConfig{
 			Seed: story.Config.Seed, Dir: dir, Latency: story.Config.Latency, Jitter: story.Config.Jitter, SnapshotEntries: story.Config.Snapshots,
 		}),
-		story: story, verbs: allVerbs(), wanted: map[string]int{}, doubtful: map[string]bool{},
+		story: story, verbs: allVerbs(), wanted: map[string]int{}, doubtful: map[string]bool{}, changed: map[string]time.Time{},
 	}
 	if tamper != nil {
 		tamper(p)
@@ -149,7 +151,7 @@ func (p *player) seat(ctx context.Context) (*Machine, error) {
 
 // find the machine of that name; "leader" is whoever leads by its own account, "follower" and "worker" some other one.
 func (p *player) find(ctx context.Context, name string) (*Machine, error) {
-	if m := p.byName[name]; m != nil {
+	if m := p.named(name); m != nil {
 		return m, nil
 	}
 	switch name {

@@ -97,7 +97,7 @@ func (p *player) member(ctx context.Context, m *Machine, nodes map[string]swarm.
 	n, known := nodes[id]
 	switch {
 	case info.Swarm.LocalNodeState == swarm.LocalNodeStateInactive:
-		return "", nil
+		return "", m.isEmpty()
 	case !known && strings.Contains(info.Swarm.Error, "removed"):
 		return "", m.Leave(ctx, true)
 	case !known:
@@ -114,6 +114,14 @@ func (p *player) member(ctx context.Context, m *Machine, nodes map[string]swarm.
 		return "", fmt.Errorf("manager %s is %s", m.Name, n.ManagerStatus.Reachability)
 	}
 	return id, nil
+}
+
+// isEmpty: a machine that is in no cluster runs nothing.
+func (m *Machine) isEmpty() error {
+	if running := m.runtime.Running(); len(running) > 0 {
+		return fmt.Errorf("%s is in no cluster, and %d containers run there", m.Name, len(running))
+	}
+	return nil
 }
 
 // managersAgree: every manager answers, and says the same of who leads.
@@ -263,12 +271,15 @@ func (c *checks) replicasEqual() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var first *raftstore.State
-	name := ""
+	name, lineage := "", uint64(0)
 	for machine, s := range c.replicas {
 		state := s.Local()
 		if first == nil {
-			first, name = state, machine
+			first, name, lineage = state, machine, s.Lineage()
 			continue
+		}
+		if s.Lineage() != lineage {
+			return fmt.Errorf("replicas of %s and %s are of different recoveries of the cluster", name, machine)
 		}
 		if state.Index() != first.Index() {
 			return fmt.Errorf("replicas are behind: %s at index %d, %s at %d", name, first.Index(), machine, state.Index())

@@ -24,6 +24,7 @@ func allVerbs() map[string]verb {
 		"machine": machine,               // NAME: one more whose agent runs, in no cluster
 		"join-as": joinAs,                // ROLE NODE…: with the right token
 		"init":    initialize,            // on the first machine
+		"retire":  onNodesAsked(retire),  // demote if need be, leave, remove: how an operator takes a node away
 		"leave":   leave,                 // NODE [--force]: take it out of its cluster
 		"image":   onMachines(loadImage), // image load < $HELLO: every machine that the seat is; others copy it
 
@@ -32,20 +33,24 @@ func allVerbs() map[string]verb {
 		"node":    node,    // promote, demote, rm [--force], update --availability WORD
 
 		// What fate does. NODE may be "leader", "follower" or "worker".
-		"kill":        onNodes(func(m *Machine) error { return m.Kill() }),          // SIGKILL to the agent alone
-		"stop":        onNodes(func(m *Machine) error { return m.Stop() }),          // SIGTERM to the agent alone
-		"start":       start,                                                        // [NODE…]: without names every one that does not run
-		"restart":     onNodes(restart),                                             // kill and start at once
-		"power-off":   onNodes(func(m *Machine) error { return m.PowerOff(false) }), // everything on it ends without a word
-		"tear":        onNodes(func(m *Machine) error { return m.PowerOff(true) }),  // … in the middle of a write
-		"freeze":      onNodes(func(m *Machine) error { m.Freeze(); return nil }),   // SIGSTOP to the agent alone
-		"thaw":        thaw,                                                         // [NODE…]: SIGCONT
-		"restart-all": restartAll,                                                   // kill every agent at once, start them all
-		"transfer":    transfer,                                                     // the leader hands over
-		"partition":   partition,                                                    // NODE… | NODE…
-		"unplug":      onNodes(unplug),                                              // NODE…: cut off from all others
-		"block":       block,                                                        // FROM TO: packets vanish in that direction alone
-		"slow-link":   slowLink,                                                     // A B BYTES-A-SECOND DELAY LOSS
+		"kill":        onNodes(func(m *Machine) error { return m.Kill() }),                          // SIGKILL to the agent alone
+		"stop":        onNodes(func(m *Machine) error { return m.Stop() }),                          // SIGTERM to the agent alone
+		"start":       start,                                                                        // [NODE…]: without names every one that does not run
+		"restart":     onNodes(restart),                                                             // kill and start at once
+		"power-off":   onNodes(func(m *Machine) error { return m.PowerOff(false) }),                 // everything on it ends without a word
+		"tear":        onNodes(func(m *Machine) error { return m.PowerOff(true) }),                  // … in the middle of a write
+		"freeze":      onNodes(func(m *Machine) error { m.Freeze(); return nil }),                   // SIGSTOP to the agent alone
+		"thaw":        thaw,                                                                         // [NODE…]: SIGCONT
+		"restart-all": restartAll,                                                                   // kill every agent at once, start them all
+		"transfer":    transfer,                                                                     // the leader hands over
+		"partition":   partition,                                                                    // NODE… | NODE…
+		"unplug":      onNodes(unplug),                                                              // NODE…: cut off from all others
+		"block":       block,                                                                        // FROM TO: packets vanish in that direction alone
+		"mute":        onNodes(func(m *Machine) error { m.lab.Network.Mute(m.host); return nil }),   // nobody hears it any more
+		"deafen":      onNodes(func(m *Machine) error { m.lab.Network.Deafen(m.host); return nil }), // it hears nobody any more
+		"move":        onNodes(func(m *Machine) error { return m.Move() }),                          // comes back at another address
+		"force-new":   onNodesAsked(forceNew),                                                       // init --force-new-cluster there
+		"slow-link":   slowLink,                                                                     // A B BYTES-A-SECOND DELAY LOSS
 		"heal":        func(p *player, _ context.Context, _ []string) error { p.Network.Heal(); return nil },
 		"fill-disk":   onNodes(func(m *Machine) error { m.disk.SetFull(true); return nil }),
 		"free-disk":   onNodes(func(m *Machine) error { m.disk.SetFull(false); return nil }),
@@ -60,7 +65,7 @@ func allVerbs() map[string]verb {
 		"running":   running,   // SERVICE N
 		"remember":  remember,  // all running tasks and where they run
 		"unchanged": unchanged, // they are what was remembered, and no container was started since
-		"history":   history_,  // start [CLIENTS] | stop
+		"history":   history_,  // start [CLIENTS [OPERATORS]] | stop; it may be started again
 		"settle":    settle,    // mend everything, and wait until the cluster is in order
 	}
 }
@@ -174,6 +179,13 @@ func onNodes(do func(*Machine) error) verb {
 			return wrongArguments("VERB NODE…")
 		}
 		return p.each(ctx, args, do)
+	}
+}
+
+// onNodesAsked is onNodes for what has a limit.
+func onNodesAsked(do func(*player, context.Context, *Machine) error) verb {
+	return func(p *player, ctx context.Context, args []string) error {
+		return p.each(ctx, args, func(m *Machine) error { return do(p, ctx, m) })
 	}
 }
 
