@@ -59,7 +59,7 @@ type generator struct {
 	lines             []string
 	undo              []string // what mends faults that are standing
 	services          []string
-	extra             int // machines beyond the first ones
+	extra             int  // machines beyond the first ones
 	moved             int  // the machine that changes its address
 	recovered         bool // from one manager
 }
