@@ -13,13 +13,15 @@ type Size struct {
 	ManagersMax, WorkersMax int
 	// Faults is about how many things happen.
 	Faults int
+	// Operators contend for roles in some stories.
+	Operators bool
 }
 
 // Small clusters are for many seeds in little time, large ones are what the product is made for.
 func Small() Size { return Size{ManagersMax: 3, WorkersMax: 5, Faults: 9} }
 
 // Large is as far as the simulation goes.
-func Large() Size { return Size{ManagersMax: 7, WorkersMax: 50, Faults: 12} }
+func Large() Size { return Size{ManagersMax: 7, WorkersMax: 50, Faults: 12, Operators: true} }
 
 // Generate makes the story of a seed.
 func Generate(seed uint64, size Size) *Story {
@@ -38,7 +40,7 @@ func Generate(seed uint64, size Size) *Story {
 		g.calm(size.Faults / 2)
 	case kind <= 2:
 		g.members(size.Faults)
-	case kind == 3:
+	case kind == 3 && size.Operators:
 		g.roles(size.Faults)
 	case kind == 4 && g.managers > 1:
 		g.recovery(size.Faults / 2)
@@ -324,13 +326,28 @@ func (g *generator) members(faults int) {
 	g.say("settle")
 }
 
+// trouble is a fault of the network. A worker that restarts while all the managers it knows are replaced finds no other.
+func (g *generator) trouble() {
+	switch g.random.IntN(4) {
+	case 0:
+		g.say("partition %s", g.split())
+	case 1:
+		g.say("? %s %s", []string{"mute", "deafen", "unplug"}[g.random.IntN(3)], g.victim())
+	case 2:
+		g.say("? slow-link %s %s %d %dms 0.1", g.any(), g.any(), 20000+g.random.IntN(200000), g.random.IntN(300))
+	case 3:
+		g.say("? transfer")
+	}
+	g.undo = append(g.undo, "heal")
+}
+
 // roles has operators promote and demote at once, down to the last manager, amid faults.
 func (g *generator) roles(faults int) {
 	g.say("history start 2 %d", 2+g.random.IntN(2))
 	g.wait(5 * time.Second)
 	for range faults / 2 {
 		if g.chance(60) {
-			g.fault()
+			g.trouble()
 		} else {
 			g.operate()
 		}
@@ -382,6 +399,9 @@ func (g *generator) recovery(faults int) {
 	g.recovered = true
 	g.say("history start 3")
 	g.wait(5 * time.Second)
+	// Those that come back have to meet the survivor, or they form the old cluster again: nobody can tell them.
+	g.say("start")
+	g.say("wait 10s")
 	for range faults {
 		if g.chance(50) {
 			g.fault()
