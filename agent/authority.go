@@ -67,8 +67,9 @@ func (s *services) IssueCertificate(ctx context.Context, r *rpc.IssueCertificate
 	if err != nil {
 		return nil, err
 	}
-	cluster := mg.store.Local().Cluster()
-	cert, err := pki.Sign(cluster.RootPEM, cluster.RootKeyPEM, r.CsrPem, row.ID, row.Role, cluster.ID, nodeCertificateLife(cluster.Spec))
+	state := mg.store.Local()
+	cluster := state.Cluster()
+	cert, err := sign(state, r.CsrPem, row.ID, row.Role)
 	if err != nil {
 		return nil, err
 	}
@@ -81,6 +82,13 @@ func (s *services) IssueCertificate(ctx context.Context, r *rpc.IssueCertificate
 		RootPem:        cluster.RootPEM,
 		Managers:       mg.members(),
 	}, nil
+}
+
+// sign issues a certificate to a node whose role follows from state.
+func sign(state *raftstore.State, csrPEM []byte, nodeID string, role swarm.NodeRole) ([]byte, error) {
+	cluster := state.Cluster()
+	node := rpc.Peer{NodeID: nodeID, ClusterID: cluster.ID, Role: rpc.Role(role), Issued: state.Index()}
+	return pki.Sign(cluster.RootPEM, cluster.RootKeyPEM, csrPEM, node, nodeCertificateLife(cluster.Spec))
 }
 
 // admit makes the row of a new node whose token is one of the cluster's.
@@ -111,8 +119,8 @@ func (mg *manager) admit(ctx context.Context, r *rpc.IssueCertificateRequest) (r
 	return row, err
 }
 
-// renewal decides the role of a member's next certificate. A node is a worker again only once raft's
-// configuration is without it: before that, its vote may still be needed.
+// renewal decides the role of a member's next certificate. A node is a worker again, and drops its replica, only once raft goes on
+// without it: before that, its vote may still be needed.
 func (mg *manager) renewal(ctx context.Context, p rpc.Peer, readsFormat uint32) (raftstore.Node, error) {
 	if p.Role == rpc.Anonymous {
 		return raftstore.Node{}, errdefs.ErrPermissionDenied.WithMessage("A valid join token is necessary to join this cluster")
@@ -125,11 +133,11 @@ func (mg *manager) renewal(ctx context.Context, p rpc.Peer, readsFormat uint32) 
 	err := mg.store.Update(ctx, func(tx *raftstore.Tx) error {
 		current, ok := tx.Nodes.Get(p.NodeID)
 		if !ok {
-			return errdefs.ErrPermissionDenied.WithMessage(fmt.Sprintf("node %s was removed from the swarm", p.NodeID))
+			return removedNode(p)
 		}
 		row = *current
 		role := row.Spec.Role
-		if role == swarm.NodeRoleWorker && mg.store.IsMember(row.ID) {
+		if role == swarm.NodeRoleWorker && row.Role == swarm.NodeRoleManager && !mg.store.Released(row.ID) {
 			role = swarm.NodeRoleManager
 		}
 		if row.Role != role {
@@ -170,22 +178,20 @@ func anotherManager(state *raftstore.State, nodeID string) bool {
 	return false
 }
 
-// stepDown gives the manager role back and waits until raft's configuration is without this node.
-// The last manager has nobody to hand over to.
-func (mg *manager) stepDown(ctx context.Context) (handedOver bool, err error) {
+// giveBack makes this manager one that shall be none; false for the last one, which has nobody to hand over to.
+func (mg *manager) giveBack(ctx context.Context) (handsOver bool, err error) {
 	if len(mg.members()) <= 1 {
 		return false, nil
 	}
-	last := false
 	err = mg.store.Update(ctx, func(tx *raftstore.Tx) error {
-		last = false
+		handsOver = true
 		current, ok := tx.Nodes.Get(mg.nodeID)
 		if !ok || current.Spec.Role == swarm.NodeRoleWorker {
 			return nil
 		}
 		// Of two managers that leave at the same time, the second sees that it is the last one.
 		tx.Guard(guardManagers)
-		if last = !anotherManager(&tx.State, mg.nodeID); last {
+		if handsOver = anotherManager(&tx.State, mg.nodeID); !handsOver {
 			return nil
 		}
 		row := *current
@@ -194,29 +200,27 @@ func (mg *manager) stepDown(ctx context.Context) (handedOver bool, err error) {
 		tx.PutNode(row)
 		return nil
 	})
-	if err != nil || last {
-		return false, err
-	}
-	return mg.untilOut(ctx)
+	return handsOver && err == nil, err
 }
 
-// untilOut waits until raft goes on without this node, which ctx bounds. Who was taken out may not be told at all: then it hears of
-// no leader any more, or has learned by another way, so that its part as a manager is over.
-func (mg *manager) untilOut(ctx context.Context) (out bool, err error) {
-	watch := mg.store.Watch()
-	defer watch.Close()
-	contact := time.NewTicker(servingCheck)
-	defer contact.Stop()
-	for mg.store.IsMember(mg.nodeID) && mg.inContact() {
-		select {
-		case <-ctx.Done():
-			return false, errors.New("the other managers did not take this node out in time")
-		case <-mg.ended:
-			return true, nil
-		case <-watch.Changed():
-			watch.Take()
-		case <-contact.C:
-		}
+// stepDown gives the manager role back and waits until the others go on without this node: only they can tell, by a worker's certificate,
+// because raft does not tell who was taken out when that is settled.
+func (m *membership) stepDown(ctx context.Context, mg *manager) error {
+	handsOver, err := mg.giveBack(ctx)
+	if err != nil || !handsOver {
+		return err
 	}
-	return true, nil
+	for m.manager.Load() != nil {
+		if ctx.Err() != nil {
+			return errors.New("the other managers did not take this node out in time")
+		}
+		if mg.demoted() {
+			m.renewNow.send()
+		}
+		pauseFor(ctx, stepDownPoll)
+	}
+	return nil
 }
+
+// stepDownPoll is how often the others are asked.
+const stepDownPoll = 100 * time.Millisecond

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"swarm/raftstore"
+	"swarm/rpc"
 	"swarm/secrets/pki"
 	"swarm/service/spec"
 
@@ -38,7 +39,7 @@ func newFounding(r swarm.InitRequest, rec record) (*founding, error) {
 	if err != nil {
 		return nil, err
 	}
-	certPEM, err := pki.Sign(rootPEM, rootKeyPEM, csrPEM, rec.NodeID, swarm.NodeRoleManager, rec.ClusterID, nodeCertificateLife(r.Spec))
+	certPEM, err := pki.Sign(rootPEM, rootKeyPEM, csrPEM, rpc.Peer{NodeID: rec.NodeID, Role: rpc.Manager, ClusterID: rec.ClusterID}, nodeCertificateLife(r.Spec))
 	if err != nil {
 		return nil, fmt.Errorf("sign this node's certificate: %w", err)
 	}

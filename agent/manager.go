@@ -26,8 +26,6 @@ type manager struct {
 	// orchestrator runs while this manager leads.
 	orchestrator *service.Orchestrator
 	tenure       tenure
-	// ended is closed when this node is no manager any more, or stops.
-	ended <-chan struct{}
 }
 
 // usable says whether the replica is one of the cluster's: a new manager's is empty until the leader has
@@ -64,7 +62,7 @@ func (m *membership) manage(ctx context.Context, server *rpc.Server) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	mg := &manager{nodeID: rec.NodeID, store: store, orchestrator: service.New(store, m.node.rootLog), ended: ctx.Done()}
+	mg := &manager{nodeID: rec.NodeID, store: store, orchestrator: service.New(store, m.node.rootLog)}
 	mg.dispatcher = dispatcher.New(dispatcher.Config{
 		NodeID: rec.NodeID,
 		Store:  store,
@@ -126,7 +124,7 @@ func (m *membership) renewExpired(config raftstore.Config) error {
 	if err != nil {
 		return err
 	}
-	cert, err := pki.Sign(cluster.RootPEM, cluster.RootKeyPEM, csrPEM, row.ID, row.Role, cluster.ID, nodeCertificateLife(cluster.Spec))
+	cert, err := sign(state, csrPEM, row.ID, row.Role)
 	if err != nil {
 		return err
 	}
@@ -190,16 +188,23 @@ func (n *node) dropRaftState() error {
 // Authorize says why a peer with a valid certificate is refused: managers know from the state, workers from the roster.
 func (m *membership) Authorize(p rpc.Peer) error {
 	mg := m.manager.Load()
-	if mg == nil || !mg.usable() {
+	if mg == nil || mg.store.Local().Cluster() == nil {
 		return m.roster.authorize(p)
 	}
-	row, ok := mg.store.Local().Nodes.Get(p.NodeID)
-	if !ok {
-		// This replica may lag behind the one that admitted the peer; the roster says no only to who was removed.
-		return m.roster.authorize(p)
-	}
-	if p.Role == rpc.Manager && row.Role != swarm.NodeRoleManager {
+	state := mg.store.Local()
+	row, ok := state.Nodes.Get(p.NodeID)
+	switch {
+	case p.Issued > state.Index():
+		// This replica lags behind the one that admitted the peer. It must not refuse a manager that it has not heard of: the
+		// leader that would bring it up to date may be that one.
+		return m.roster.refuseRemoved(p)
+	case !ok && p.Issued > 0:
+		return removedNode(p)
+	case ok && p.Role == rpc.Manager && row.Role != swarm.NodeRoleManager:
 		return outdatedRole(p)
+	case !ok || !mg.store.IsMember(mg.nodeID):
+		// A replica that raft's configuration is without hears nothing new.
+		return m.roster.authorize(p)
 	}
 	return nil
 }

@@ -52,8 +52,8 @@ type membership struct {
 
 	// inSession says that some manager hears this node.
 	inSession atomic.Bool
-	// atHome says that this manager hears its own agent.
-	atHome atomic.Bool
+	// resigned says that some manager heard that this node leaves.
+	resigned atomic.Bool
 
 	roleChanged poke // the certificate has another role now
 	renewNow    poke // the cluster wants this node to have another role
@@ -323,17 +323,23 @@ func (m *membership) rememberManagers() {
 func (m *membership) runManagerRole(ctx context.Context, server *rpc.Server) error {
 	for {
 		if m.identity.Role() == swarm.NodeRoleManager {
-			if err := m.manage(ctx, server); err != nil && ctx.Err() == nil {
+			switch err := m.manage(ctx, server); {
+			case raftstore.IsSuperseded(err):
+				m.log.Warn("this manager's replica is outdated", "err", err)
+				m.untilWorker(ctx)
+			case err != nil && ctx.Err() == nil:
 				return err
 			}
 			if ctx.Err() == nil {
-				// Demoted: a later promotion starts from what the managers have then.
-				if err := m.node.dropRaftState(); err != nil {
-					return err
-				}
 				// Whoever waits for this node to take part must not wait for a replica any more.
 				m.replicated.open()
 				m.log.Info("manager role ended")
+			}
+		}
+		if ctx.Err() == nil && m.identity.Role() != swarm.NodeRoleManager {
+			// Demoted, now or before the agent stopped: a later promotion starts from what the managers have then.
+			if err := m.node.dropRaftState(); err != nil {
+				return err
 			}
 		}
 		select {
@@ -342,6 +348,14 @@ func (m *membership) runManagerRole(ctx context.Context, server *rpc.Server) err
 		case <-m.roleChanged:
 		case <-time.After(roleCheck):
 		}
+	}
+}
+
+// untilWorker has a manager ask for its new role whose cluster was recovered from another one: it is a worker there.
+func (m *membership) untilWorker(ctx context.Context) {
+	for ctx.Err() == nil && m.identity.Role() == swarm.NodeRoleManager {
+		m.renewNow.send()
+		pauseFor(ctx, renewRetry)
 	}
 }
 

@@ -105,7 +105,7 @@ func TestLeaderLeaves(t *testing.T) {
 		if other == leads {
 			other = all[1]
 		}
-		other.within(15*time.Second, "two are left", func() bool {
+		other.within(5*time.Second, "two are left", func() bool {
 			return len(other.store().Members()) == 2 && leader(all) != nil && leads.row(other).Session.Presence == raftstore.PresenceDown
 		})
 		if state := leads.local().LocalNodeState; state != swarm.LocalNodeStateInactive {

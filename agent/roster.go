@@ -85,11 +85,11 @@ func (r *roster) apply(update *rpc.Roster) (lessened []string) {
 // authorize says why a peer with a valid certificate is refused: it was removed, or is not what its certificate says any more.
 // A worker that this roster does not know yet may just have joined; a manager that it does not know is refused.
 func (r *roster) authorize(p rpc.Peer) error {
+	if err := r.refuseRemoved(p); err != nil {
+		return err
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if _, gone := r.removed[p.NodeID]; gone {
-		return errdefs.ErrPermissionDenied.WithMessage(fmt.Sprintf("node %s was removed from the swarm", p.NodeID))
-	}
 	if p.Role != rpc.Manager || len(r.members) == 0 {
 		return nil
 	}
@@ -99,14 +99,31 @@ func (r *roster) authorize(p rpc.Peer) error {
 	return nil
 }
 
+// refuseRemoved refuses a node that was removed.
+func (r *roster) refuseRemoved(p rpc.Peer) error {
+	if r.wasRemoved(p.NodeID) {
+		return removedNode(p)
+	}
+	return nil
+}
+
+func (r *roster) wasRemoved(nodeID string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, gone := r.removed[nodeID]
+	return gone
+}
+
+func removedNode(p rpc.Peer) error {
+	return errdefs.ErrPermissionDenied.WithMessage(fmt.Sprintf("node %s was removed from the swarm", p.NodeID))
+}
+
 // reached refuses to speak to nodes that were removed, whatever their certificates say.
 type reached struct{ roster *roster }
 
 // Authorize lets all others be: whether they are managers is for their certificates to say, which are newer than the roster may be.
 func (r reached) Authorize(p rpc.Peer) error {
-	r.roster.mu.Lock()
-	defer r.roster.mu.Unlock()
-	if _, gone := r.roster.removed[p.NodeID]; gone {
+	if r.roster.wasRemoved(p.NodeID) {
 		return errdefs.ErrUnavailable.WithMessage(fmt.Sprintf("node %s at %s was removed from the swarm", p.NodeID, p.Address))
 	}
 	return nil

@@ -71,7 +71,7 @@ func (m *membership) runSessions(ctx context.Context) error {
 				m.log.Warn("session ended", "manager", address, "err", err)
 				// The roster of that session is the best list there is.
 				pause, ended = search.lost(address, time.Since(welcomed), m.roster.size()), true
-				if mg := m.manager.Load(); mg != nil && mg.demoted() && address == m.currentRecord().AdvertiseAddr {
+				if mg := m.manager.Load(); (mg == nil || mg.demoted()) && address == m.currentRecord().AdvertiseAddr {
 					pause = 0 // The next manager tells this one that it is a worker; until then whoever asks it waits.
 				}
 				break
@@ -81,6 +81,9 @@ func (m *membership) runSessions(ctx context.Context) error {
 		}
 		if !ended {
 			pause = search.fruitless()
+		}
+		if m.resigned.Load() {
+			<-ctx.Done() // A new session would take back what was said.
 		}
 		pauseFor(ctx, pause)
 	}
@@ -160,9 +163,7 @@ func (m *membership) session(ctx context.Context, address string, patience time.
 	m.takeGossipKey(welcome.GossipKey)
 	m.node.worker.Resend()
 	m.inSession.Store(true)
-	m.atHome.Store(s.atHome)
 	defer m.inSession.Store(false)
-	defer m.atHome.Store(false)
 	welcomed = time.Now()
 	beat := time.Duration(welcome.BeatNs)
 	listening := make(chan struct{})
@@ -264,6 +265,7 @@ func (s *session) serve(ctx context.Context, beat time.Duration) error {
 			return s.sayGoodbye(s.m.stopReason(), received, broken)
 		case heard := <-s.m.resigns:
 			err = s.sayGoodbye(goodbyeLeave, received, broken)
+			s.m.resigned.Store(err == errGoodbye)
 			heard <- err == errGoodbye
 		case <-beats.C:
 			if s.shallMove() {
@@ -384,9 +386,14 @@ func (s *session) take(message *rpc.ManagerMessage) {
 	}
 }
 
-// cut ends every connection with a node, whoever opened it.
+// cut ends every connection with a node whose standing became less, whoever opened it. One that it opened as a worker is one
+// of a worker's, and stays, unless the node was removed.
 func (m *membership) cut(nodeID string) {
-	m.server.Load().Cut(nodeID)
+	if m.roster.wasRemoved(nodeID) {
+		m.server.Load().Cut(nodeID)
+	} else {
+		m.server.Load().CutManager(nodeID)
+	}
 	m.dialer.Cut(nodeID)
 }
 
@@ -405,32 +412,17 @@ func (m *membership) obey(order *rpc.NodeOrder) {
 	}
 }
 
-// awaitSessionElsewhere returns when this node has no session with itself any more.
-func (m *membership) awaitSessionElsewhere(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, resignMax)
-	defer cancel()
-	for m.atHome.Load() && ctx.Err() == nil {
-		pauseFor(ctx, ownReplicaPoll)
-	}
-}
-
 // resign hands the manager role over, if others can take it, and says good-bye, as far as ctx allows.
 func (m *membership) resign(ctx context.Context) {
 	if mg := m.manager.Load(); mg != nil && mg.serving() {
-		handedOver, err := mg.stepDown(ctx)
-		if err != nil {
+		if err := m.stepDown(ctx, mg); err != nil {
 			m.log.Warn("left without handing over the manager role", "err", err)
-		}
-		if handedOver {
-			// It could not tell the others of a farewell any more: that is for the session that follows.
-			mg.tenure.set(false)
-			m.awaitSessionElsewhere(ctx)
 		}
 	}
 	if !m.inSession.Load() && len(m.roster.managers()) == 0 {
 		return
 	}
-	// A session that ended with the manager role comes back in a moment.
+	// A session that ended with the manager role comes back in a moment, and one may end before the farewell was heard.
 	ctx, cancel := context.WithTimeout(ctx, resignMax)
 	defer cancel()
 	for heard := make(chan bool, 1); ctx.Err() == nil; {

@@ -13,7 +13,6 @@ import (
 	"swarm/secrets"
 	"swarm/secrets/pki"
 
-	"github.com/moby/moby/api/types/swarm"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
@@ -81,7 +80,7 @@ func (c *benchCluster) check(err error) {
 func (c *benchCluster) identity(id string) *pki.Identity {
 	key, csr, err := pki.NewKey()
 	c.check(err)
-	cert, err := pki.Sign(c.rootPEM, c.rootKeyPEM, csr, id, swarm.NodeRoleManager, "cluster", 0)
+	cert, err := pki.Sign(c.rootPEM, c.rootKeyPEM, csr, rpc.Peer{NodeID: id, Role: rpc.Manager, ClusterID: "cluster"}, 0)
 	c.check(err)
 	identity, err := pki.Save(filepath.Join(c.dir, id, "pki"), c.rootPEM, cert, key)
 	c.check(err)

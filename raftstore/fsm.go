@@ -24,7 +24,8 @@ type fsm struct {
 	// stopped is set after an entry that cannot be applied; nothing is applied after it.
 	stopped error
 	// fail ends the replica.
-	fail func(error)
+	fail    func(error)
+	settled settled
 	// onApplied is told what became of an entry, by its data, once that can be read; nil tells nobody.
 	onApplied func(entry []byte, done applied)
 
@@ -69,6 +70,7 @@ func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 		case raft.LogConfiguration:
 			// A committed change of the members is no change of the state, but who watches wants to know.
 			dirty.Members = true
+			f.settled.note(log.Index, raft.DecodeConfiguration(log.Data))
 		}
 	}
 	if f.work.index != index || dirty.Members {

@@ -217,14 +217,7 @@ func (m membership) wanted(id raft.ServerID) bool {
 	return ok && row.Spec.Role == swarm.NodeRoleManager
 }
 
-func (m membership) has(id raft.ServerID) bool {
-	for _, server := range m.servers {
-		if server.ID == id {
-			return true
-		}
-	}
-	return false
-}
+func (m membership) has(id raft.ServerID) bool { return hasServer(m.servers, id) }
 
 func (m membership) inUse(address string) bool {
 	for _, server := range m.servers {

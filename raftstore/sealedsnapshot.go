@@ -38,6 +38,8 @@ type sealedSnapshots struct {
 	logged func() int64
 	// closing cuts writing and reading short: a large snapshot takes longer than the store may take to end.
 	closing <-chan struct{}
+	// opened is told of the members in a snapshot that is read; nil tells nobody.
+	opened func(index uint64, members raft.Configuration)
 
 	mu sync.Mutex // guards:
 	// newest describes the newest snapshot.
@@ -101,6 +103,9 @@ func (s *sealedSnapshots) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, er
 		return nil, nil, err
 	}
 	meta.Size = size
+	if s.opened != nil {
+		s.opened(meta.ConfigurationIndex, meta.Configuration)
+	}
 	return meta, plain, nil
 }
 

@@ -189,6 +189,7 @@ func Open(cfg Config) (*Store, error) {
 	if s.disk, err = openDisk(cfg, &sealedLog{broken: s.fail, applied: func() uint64 { return s.Local().index }}, s.closing); err != nil {
 		return nil, err
 	}
+	s.disk.snapshots.opened = s.fsm.settled.note
 	if err := s.join(); err != nil {
 		return nil, errors.Join(err, s.disk.close())
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"fmt"
+	"strconv"
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc/peer"
@@ -25,6 +26,9 @@ type Peer struct {
 	ClusterID string // certificate O
 	Role      Role   // certificate OU
 	Address   string // remote address
+	// Issued is the index of the cluster's state that the certificate was issued from, its subject's serial number: a replica
+	// that has not come as far cannot tell that the role is over. 0 is for one older than any state.
+	Issued uint64
 }
 
 // PeerFrom is the caller of an RPC or node-local HTTP request; Anonymous when ctx is of neither.
@@ -50,6 +54,13 @@ func PeerOf(cert *x509.Certificate) (Peer, error) {
 	if p.NodeID == "" || p.ClusterID == "" || (p.Role != Worker && p.Role != Manager) {
 		return Peer{}, notNode(subject)
 	}
+	if subject.SerialNumber != "" {
+		issued, err := strconv.ParseUint(subject.SerialNumber, 10, 64)
+		if err != nil {
+			return Peer{}, notNode(subject)
+		}
+		p.Issued = issued
+	}
 	return p, nil
 }
 
@@ -59,11 +70,15 @@ func notNode(subject pkix.Name) error {
 
 // Subject is the inverse of PeerOf.
 func (p Peer) Subject() pkix.Name {
-	return pkix.Name{
+	name := pkix.Name{
 		CommonName:         p.NodeID,
 		Organization:       []string{p.ClusterID},
 		OrganizationalUnit: []string{string(p.Role)},
 	}
+	if p.Issued > 0 {
+		name.SerialNumber = strconv.FormatUint(p.Issued, 10)
+	}
+	return name
 }
 
 // authInfo carries the peer through gRPC.

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -118,8 +119,14 @@ func (s *Server) shutdown() {
 }
 
 // Cut closes every live connection of a node.
-func (s *Server) Cut(nodeID string) {
-	connections := s.of(nodeID)
+func (s *Server) Cut(nodeID string) { s.cutAll(nodeID, s.of(nodeID)) }
+
+// CutManager closes every live connection that a node opened with a manager's certificate.
+func (s *Server) CutManager(nodeID string) {
+	s.cutAll(nodeID, slices.DeleteFunc(s.of(nodeID), func(c *connection) bool { return c.peer.Role != Manager }))
+}
+
+func (s *Server) cutAll(nodeID string, connections []*connection) {
 	for _, c := range connections {
 		c.cut()
 	}

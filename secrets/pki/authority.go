@@ -14,7 +14,6 @@ import (
 	"swarm/rpc"
 
 	"github.com/containerd/errdefs"
-	"github.com/moby/moby/api/types/swarm"
 )
 
 const (
@@ -74,8 +73,9 @@ func NewKey() (keyPEM, csrPEM []byte, err error) {
 }
 
 // Sign issues a node certificate for the public key in csrPEM alone; subject fields of the CSR are ignored. validFor is at least 1 h
-// (0: 90 days); backdated 1 h, and it never outlives the root. InvalidArgument errors say what is wrong with the request.
-func Sign(rootPEM, rootKeyPEM, csrPEM []byte, nodeID string, role swarm.NodeRole, clusterID string, validFor time.Duration) (certPEM []byte, err error) {
+// (0: 90 days); backdated 1 h, and it never outlives the root. node's Address is not in it. InvalidArgument errors say what is
+// wrong with the request.
+func Sign(rootPEM, rootKeyPEM, csrPEM []byte, node rpc.Peer, validFor time.Duration) (certPEM []byte, err error) {
 	root, rootKey, err := parseAuthority(rootPEM, rootKeyPEM)
 	if err != nil {
 		return nil, err
@@ -84,7 +84,7 @@ func Sign(rootPEM, rootKeyPEM, csrPEM []byte, nodeID string, role swarm.NodeRole
 	if err != nil {
 		return nil, err
 	}
-	template, err := nodeTemplate(rpc.Peer{NodeID: nodeID, ClusterID: clusterID, Role: rpc.Role(role)}, validFor)
+	template, err := nodeTemplate(node, validFor)
 	if err != nil {
 		return nil, err
 	}
@@ -93,7 +93,7 @@ func Sign(rootPEM, rootKeyPEM, csrPEM []byte, nodeID string, role swarm.NodeRole
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, root, public, rootKey)
 	if err != nil {
-		return nil, fmt.Errorf("sign certificate of node %s: %w", nodeID, err)
+		return nil, fmt.Errorf("sign certificate of node %s: %w", node.NodeID, err)
 	}
 	return encodeCertificate(der), nil
 }

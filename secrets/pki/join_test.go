@@ -28,7 +28,7 @@ func (m manager) IssueCertificate(_ context.Context, r *rpc.IssueCertificateRequ
 	if !ok {
 		return nil, errdefs.ErrPermissionDenied
 	}
-	cert, err := Sign(m.cluster.root, m.cluster.rootKey, r.CsrPem, "n2", role, "c1", 0)
+	cert, err := Sign(m.cluster.root, m.cluster.rootKey, r.CsrPem, rpc.Peer{NodeID: "n2", Role: rpc.Role(role), ClusterID: "c1"}, 0)
 	return &rpc.IssueCertificateResponse{CertificatePem: cert, RootPem: m.cluster.root}, err
 }
 

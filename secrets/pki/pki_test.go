@@ -16,6 +16,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"swarm/rpc"
+
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/swarm"
 )
@@ -52,7 +54,7 @@ func (c cluster) node(t testing.TB, id string, role swarm.NodeRole, validFor tim
 	t.Helper()
 	key, csr, err := NewKey()
 	check(t, err)
-	cert, err = Sign(c.root, c.rootKey, csr, id, role, "c1", validFor)
+	cert, err = Sign(c.root, c.rootKey, csr, rpc.Peer{NodeID: id, Role: rpc.Role(role), ClusterID: "c1"}, validFor)
 	check(t, err)
 	return cert, key
 }
@@ -86,7 +88,7 @@ func TestOnlyTheKeyOfARequestIsUsed(t *testing.T) {
 	request.Subject.OrganizationalUnit = []string{"manager"}
 	der, err := x509.CreateCertificateRequest(rand.Reader, request, key)
 	check(t, err)
-	text, err := Sign(c.root, c.rootKey, pemRequest(der), "n1", swarm.NodeRoleWorker, "c1", time.Hour)
+	text, err := Sign(c.root, c.rootKey, pemRequest(der), rpc.Peer{NodeID: "n1", Role: rpc.Worker, ClusterID: "c1"}, time.Hour)
 	check(t, err)
 	certs, err := parseCertificates(text)
 	check(t, err)
@@ -126,10 +128,10 @@ func TestBadRequestsAreRefused(t *testing.T) {
 		{good, "n1", "root", 0, "cannot have a certificate"},
 		{good, "n1", "worker", time.Minute, "shorter than 1h0m0s"},
 	} {
-		_, err := Sign(c.root, c.rootKey, test.csr, test.node, test.role, "c1", test.validFor)
+		_, err := Sign(c.root, c.rootKey, test.csr, rpc.Peer{NodeID: test.node, Role: rpc.Role(test.role), ClusterID: "c1"}, test.validFor)
 		says(t, err, errdefs.ErrInvalidArgument, test.says)
 	}
-	_, err = Sign(c.root, newCluster(t).rootKey, good, "n1", "worker", "c1", 0)
+	_, err = Sign(c.root, newCluster(t).rootKey, good, rpc.Peer{NodeID: "n1", Role: rpc.Worker, ClusterID: "c1"}, 0)
 	says(t, err, errdefs.ErrInvalidArgument, "does not belong to the root")
 }
 
