@@ -33,6 +33,7 @@ func (h *heard) lastCommitted() position {
 type pipeline struct {
 	raft.AppendPipeline
 	of   *heard
+	to   raft.ServerID
 	news chan struct{}
 	// closed ends the notices, ended says that they have.
 	closed, ended chan struct{}
@@ -53,7 +54,7 @@ func (h *heard) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAddres
 	if err != nil {
 		return nil, err
 	}
-	p := &pipeline{AppendPipeline: plain, of: h, news: make(chan struct{}, 1), turn: make(chan struct{}, 1), closed: make(chan struct{}), ended: make(chan struct{})}
+	p := &pipeline{AppendPipeline: plain, of: h, to: id, news: make(chan struct{}, 1), turn: make(chan struct{}, 1), closed: make(chan struct{}), ended: make(chan struct{})}
 	h.mu.Lock()
 	h.pipelines[p] = struct{}{}
 	h.mu.Unlock()
@@ -63,6 +64,9 @@ func (h *heard) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAddres
 
 // AppendEntries sends raft's own requests.
 func (p *pipeline) AppendEntries(args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
+	if err := withhold(p.to, args); err != nil {
+		return nil, err
+	}
 	p.turn <- struct{}{}
 	defer func() { <-p.turn }()
 	future, err := p.AppendPipeline.AppendEntries(args, resp)

@@ -1,6 +1,7 @@
 package raftstore
 
 import (
+	"errors"
 	"slices"
 	"sync"
 
@@ -33,6 +34,20 @@ func (s *settled) without(id raft.ServerID) bool {
 
 func hasServer(servers []raft.Server, id raft.ServerID) bool {
 	return slices.ContainsFunc(servers, func(server raft.Server) bool { return server.ID == id })
+}
+
+// errWithheld is what raft gets for entries that a manager which is being taken out must not have yet.
+var errWithheld = errors.New("the manager is not told of its own removal before that is committed")
+
+// withhold keeps an uncommitted removal from whom it is about. With that entry in its log it would vote for nobody without it, and would
+// not stand itself, though those who stay, without it in theirs, still need one of both if the leader is lost now.
+func withhold(id raft.ServerID, args *raft.AppendEntriesRequest) error {
+	for _, entry := range args.Entries {
+		if entry.Type == raft.LogConfiguration && entry.Index > args.LeaderCommitIndex && !hasServer(raft.DecodeConfiguration(entry.Data).Servers, id) {
+			return errWithheld
+		}
+	}
+	return nil
 }
 
 // Released says whether raft goes on without a node: no configuration has it, neither the last one that is known here to be committed

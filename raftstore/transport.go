@@ -268,6 +268,9 @@ type progress struct {
 // entries outside of a pipeline. Those are tried until the follower answers: raft itself would wait after each failure,
 // in the end ten seconds, and leave a manager that is back without anything for as long.
 func (h *heard) AppendEntries(id raft.ServerID, target raft.ServerAddress, args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
+	if err := withhold(id, args); err != nil {
+		return err
+	}
 	err := h.NetworkTransport.AppendEntries(id, target, args, resp)
 	for err != nil && !isHeartbeat(args) && h.untilAnswer(id, target, args.Term) {
 		*resp = raft.AppendEntriesResponse{}
