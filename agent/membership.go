@@ -230,20 +230,24 @@ func (m *membership) status() api.Status {
 }
 
 // managerAddresses lists where a session may be had, the best first: this node's own replica, then the
-// managers of the roster, then those the record remembers, each in random order, so that agents spread; last, nodes that may
-// be managers by now.
+// managers of the roster, then those the record remembers, each in random order, so that agents spread.
 func (m *membership) managerAddresses() []string {
 	rec := m.currentRecord()
 	var addresses []string
 	if mg := m.manager.Load(); mg != nil && mg.serving() {
 		addresses = append(addresses, rec.AdvertiseAddr)
 	}
-	for _, a := range slices.Concat(shuffled(m.roster.managerAddresses()), m.movedManagers(), shuffled(rec.Managers), m.others()) {
-		if !slices.Contains(addresses, a) {
-			addresses = append(addresses, a)
-		}
+	for _, a := range slices.Concat(shuffled(m.roster.managerAddresses()), m.movedManagers(), shuffled(rec.Managers)) {
+		addresses = withAddress(addresses, a)
 	}
 	return addresses
+}
+
+func withAddress(addresses []string, a string) []string {
+	if slices.Contains(addresses, a) {
+		return addresses
+	}
+	return append(addresses, a)
 }
 
 // othersMax is how many nodes that are not known to be managers are asked in one round.
@@ -287,12 +291,6 @@ func (m *membership) movedManagers() (addresses []string) {
 		}
 	}
 	return addresses
-}
-
-// otherAddresses are some nodes that were no managers when this one last heard of them.
-func (m *membership) otherAddresses() []string {
-	others := shuffled(m.roster.workerAddresses(m.identity.NodeID()))
-	return others[:min(len(others), strangersMax)]
 }
 
 // gossipAlive is gossip's word for a member that answers.
@@ -464,13 +462,17 @@ func (m *membership) renew(ctx context.Context) error {
 	return last
 }
 
-// othersFirst lists the managers with this node last: its own replica does not learn of its demotion.
+// othersFirst lists the managers with those that may not answer behind, and this node last: its own replica does not learn of its demotion.
 func (m *membership) othersFirst() []string {
-	self := m.currentRecord().AdvertiseAddr
-	addresses := m.managerAddresses()
-	if i := slices.Index(addresses, self); i >= 0 {
-		addresses = append(slices.Delete(addresses, i, i+1), self)
+	last := map[string]int{m.currentRecord().AdvertiseAddr: 2}
+	for id := range m.roster.suspects() {
+		last[m.roster.address(id)] = 1
 	}
+	addresses := m.managerAddresses()
+	for _, a := range m.others() {
+		addresses = withAddress(addresses, a)
+	}
+	slices.SortStableFunc(addresses, func(a, b string) int { return cmp.Compare(last[a], last[b]) })
 	return addresses
 }
 

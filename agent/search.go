@@ -22,10 +22,6 @@ const (
 	connectMax = 5 * time.Second
 	// avoidFor is how long a manager that was lost, or did not answer, comes last.
 	avoidFor = 10 * time.Second
-	// strangeAfter is after how many rounds without a session other nodes are asked too: one of them may have been promoted meanwhile.
-	strangeAfter = 4
-	// strangersMax is how many of them are asked in one round.
-	strangersMax = 4
 	// avoidedMax bounds the managers that are avoided; more than there are.
 	avoidedMax = 64
 )

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -57,12 +58,17 @@ func (m *membership) runSessions(ctx context.Context) error {
 	m.awaitOwnReplica(ctx)
 	for ctx.Err() == nil {
 		pause, ended := time.Duration(0), false
-		addresses := m.managerAddresses()
-		if search.rounds >= strangeAfter {
-			addresses = append(addresses, m.otherAddresses()...)
+		managers := m.managerAddresses()
+		addresses := slices.Clone(managers)
+		for _, a := range m.others() {
+			addresses = withAddress(addresses, a)
 		}
 		for _, address := range search.order(addresses) {
-			welcomed, err := m.session(ctx, address, search.patience())
+			patience := connectMin // with a node that may be a manager by now
+			if slices.Contains(managers, address) {
+				patience = search.patience()
+			}
+			welcomed, err := m.session(ctx, address, patience)
 			if ctx.Err() != nil {
 				return nil
 			}

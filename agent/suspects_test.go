@@ -61,7 +61,7 @@ func TestGossipIsTheWitnessWithoutManagers(t *testing.T) {
 		n1.cutOff()
 		n2.within(4*time.Second, "no manager hears it", func() bool { return !n2.node.current().inSession.Load() })
 		n4.cutOff()
-		took := n2.within(20*time.Second, "it avoids both", func() bool { return n2.suspects(all) == "n1 n4" })
+		took := n2.within(25*time.Second, "it avoids both", func() bool { return n2.suspects(all) == "n1 n4" })
 		t.Logf("avoided after %s", took)
 		if warnings := strings.Join(n2.local().Warnings, "\n"); !strings.Contains(warnings, "no manager hears this node") {
 			t.Errorf("info warns %q", warnings)
@@ -70,6 +70,6 @@ func TestGossipIsTheWitnessWithoutManagers(t *testing.T) {
 			t.Errorf("%d containers run", n2.runtime.runs())
 		}
 		n1.rejoins()
-		n2.within(20*time.Second, "a manager hears it", func() bool { return n2.row(n1).Session.Heard() && n2.node.current().inSession.Load() })
+		n2.within(10*time.Second, "a manager hears it", func() bool { return n2.row(n1).Session.Heard() && n2.node.current().inSession.Load() })
 	})
 }

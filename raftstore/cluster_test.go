@@ -254,14 +254,10 @@ func (c *cluster) dial(ctx context.Context, from, address string) (net.Conn, err
 	c.mu.Lock()
 	c.conns[here], c.conns[there] = [2]string{from, to}, [2]string{from, to}
 	c.mu.Unlock()
-	select {
-	case m.listener.conns <- there:
-		return here, nil
-	case <-m.listener.closed:
-		return nil, fmt.Errorf("%s refuses connections", address)
-	case <-ctx.Done():
-		return nil, ctx.Err()
+	if err := m.listener.offer(there); err != nil {
+		return nil, fmt.Errorf("%s: %w", address, err)
 	}
+	return here, nil
 }
 
 // isolate cuts a manager's links to all others.
@@ -325,15 +321,37 @@ func (p peers) ReadIndex(ctx context.Context, address string) (uint64, error) {
 	return m.ReadIndexLocal(ctx)
 }
 
+// pipeListener has a short queue. Once it is closed, who waits in it is hung up on and nobody else is let in.
 type pipeListener struct {
 	conns  chan net.Conn
 	closed chan struct{}
-	once   sync.Once
 	// accepted may wrap what is accepted.
 	accepted func(net.Conn) net.Conn
+
+	mu   sync.Mutex // guards:
+	over bool
+}
+
+func (l *pipeListener) offer(conn net.Conn) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.over {
+		return errors.New("refuses connections")
+	}
+	select {
+	case l.conns <- conn:
+		return nil
+	default:
+		return errors.New("has too many connections waiting")
+	}
 }
 
 func (l *pipeListener) Accept() (net.Conn, error) {
+	select {
+	case <-l.closed:
+		return nil, net.ErrClosed
+	default:
+	}
 	select {
 	case conn := <-l.conns:
 		if l.accepted != nil {
@@ -346,8 +364,21 @@ func (l *pipeListener) Accept() (net.Conn, error) {
 }
 
 func (l *pipeListener) Close() error {
-	l.once.Do(func() { close(l.closed) })
-	return nil
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.over {
+		return nil
+	}
+	l.over = true
+	close(l.closed)
+	for {
+		select {
+		case conn := <-l.conns:
+			conn.Close()
+		default:
+			return nil
+		}
+	}
 }
 
 func (l *pipeListener) Addr() net.Addr { return streamAddr("pipe") }

@@ -231,7 +231,7 @@ func TestHandOverOnShutdownIsShort(t *testing.T) {
 			all[slices.Index(all, leader)] = c.start(leader.id, false)
 		}
 		t.Logf("longest commit during a planned stop: %s", longest)
-		if longest > 250*time.Millisecond {
+		if longest > 100*time.Millisecond {
 			t.Errorf("a commit took %s", longest)
 		}
 	})
