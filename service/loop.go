@@ -96,14 +96,15 @@ func (l *loop) noticeAll() {
 }
 
 // noticeService has a service decided on as a whole if it is another than the one that was. Tasks alone do not change its row;
-// what they are and do matters beyond their slots during a rollout and a removal only.
+// what they are and do matters beyond their slots during a rollout, and when the last one of a removed service is gone.
 func (l *loop) noticeService(id string) {
 	service, ok := l.state.Services.Get(id)
 	if !ok {
 		l.forget(id)
 		return
 	}
-	if l.decided[id] == service.Index && !service.Removing && !inProgress(service.UpdateStatus) {
+	last := service.Removing && !l.hasTasks(id)
+	if l.decided[id] == service.Index && !last && (service.Removing || !inProgress(service.UpdateStatus)) {
 		return
 	}
 	l.decided[id] = service.Index
@@ -112,6 +113,13 @@ func (l *loop) noticeService(id string) {
 	if v := l.state.Spec(id, service.SpecVersion); v != nil && spec.IsGlobal(*v) {
 		l.global[id] = struct{}{}
 	}
+}
+
+func (l *loop) hasTasks(serviceID string) bool {
+	for range l.state.TasksOf(serviceID) {
+		return true
+	}
+	return false
 }
 
 func (l *loop) forget(id string) {
@@ -240,7 +248,7 @@ func (l *loop) scene(id string, what *pending, now time.Time) *scene {
 		versions: l.versions[id],
 		newID:    l.newID,
 	}
-	if what.all || service.Removing || inProgress(service.UpdateStatus) {
+	if what.all || !service.Removing && inProgress(service.UpdateStatus) {
 		s.tasks = slices.Collect(state.TasksOf(id))
 	} else {
 		s.partial = true

@@ -151,13 +151,22 @@ func (r *rig) changeNode(tx *raftstore.Tx, id string, change func(*raftstore.Nod
 	return id + " " + told
 }
 
-// scale changes a replicated service's size, sometimes its image too.
+// scale changes a replicated service's size, sometimes its image too, and sometimes removes it. One that is gone is created anew.
 func (r *rig) scale(tx *raftstore.Tx, id string) string {
 	row, ok := tx.Services.Get(id)
-	if !ok || id == "everywhere" {
+	switch {
+	case id == "everywhere", ok && row.Removing:
 		return ""
+	case !ok:
+		putService(tx, id, 3)
+		return id + " created"
 	}
 	s := *row
+	if r.IntN(6) == 0 {
+		s.Removing = true
+		tx.PutService(s)
+		return id + " removed"
+	}
 	n := uint64(r.IntN(9))
 	if r.IntN(12) == 0 {
 		n = stepsMax + 50 // takes several commits

@@ -40,6 +40,8 @@ func removeAll(s *scene, p *plan) {
 	left := 0
 	for _, t := range s.tasks {
 		switch {
+		case p.full():
+			return
 		case s.done(t):
 			p.add("service removed", erase(t))
 		case t.DesiredState != swarm.TaskStateRemove:
@@ -49,7 +51,7 @@ func removeAll(s *scene, p *plan) {
 			left++
 		}
 	}
-	if left > 0 || len(p.steps) > 0 {
+	if left > 0 || len(p.steps) > 0 || s.partial {
 		return
 	}
 	last := step{why: "service removed"}

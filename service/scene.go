@@ -26,7 +26,7 @@ type scene struct {
 	// specAt finds older versions; nil when there is none.
 	specAt func(version uint64) *swarm.ServiceSpec
 	tasks  []*raftstore.Task
-	// partial says that tasks and machines are those of some slots only, of a service that is neither updated nor removed.
+	// partial says that tasks and machines are those of some slots only, of a service that is not updated.
 	partial bool
 	// machine is nil for a node that has no row; machines lists them in order of ids.
 	machine  func(nodeID string) *machine

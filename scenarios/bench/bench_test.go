@@ -1,6 +1,9 @@
 package main
 
 import (
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -58,5 +61,22 @@ broke                                ≤ 2 p50-ms          FAILED
 func TestABenchmarkIsChosenAlone(t *testing.T) {
 	if got, want := benchPattern("Commits/writers=1"), "^BenchmarkCommits$/^writers=1$"; got != want {
 		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
+// A renamed benchmark would only make its line say that it is missing.
+func TestRowsNameBenchmarksThatExist(t *testing.T) {
+	for _, r := range goRows() {
+		files, err := filepath.Glob(filepath.Join("..", "..", r.pkg, "*_test.go"))
+		if err != nil || len(files) == 0 {
+			t.Fatalf("tests of %s: %v", r.pkg, err)
+		}
+		name, _, _ := strings.Cut(r.benchmark, "/")
+		if !slices.ContainsFunc(files, func(file string) bool {
+			b, err := os.ReadFile(file)
+			return err == nil && strings.Contains(string(b), "\nfunc Benchmark"+name+"(")
+		}) {
+			t.Errorf("%s has no benchmark %s", r.pkg, name)
+		}
 	}
 }

@@ -500,3 +500,45 @@ func TestDemotedManagerHearsAtOnceThatRaftGoesOnWithoutIt(t *testing.T) {
 		}
 	})
 }
+
+// What many are told is encoded once, and arrives as if it were not.
+func TestRosterIsEncodedOnceForAll(t *testing.T) {
+	r := newRoster()
+	r.set("n1", &rpc.Member{NodeId: "n1", Role: "manager", Address: "n1:2377", Voter: true})
+	whole, at := r.since(0)
+	if again, _ := r.since(0); again != whole {
+		t.Error("the whole roster was made twice")
+	}
+	r.set("n2", &rpc.Member{NodeId: "n2", Role: "worker"})
+	r.set("n1", nil)
+	change, now := r.since(at)
+	if again, _ := r.since(at); again != change {
+		t.Error("the change was made twice")
+	}
+	got := fmt.Sprint(travelled(whole).GetRoster().Members[0].NodeId, travelled(change).GetRoster().Members[0].NodeId, travelled(change).GetRoster().RemovedNodeIds)
+	if want := "n1n2[n1]"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	r.set("n3", &rpc.Member{NodeId: "n3", Role: "worker"})
+	if later, _ := r.since(at); later == change {
+		t.Error("an old change is told after a new one")
+	}
+	if nothing, _ := r.since(now + 1); nothing != nil {
+		t.Errorf("told %v to who knows all", nothing)
+	}
+}
+
+// An agent hears something for every beat, and no more than that while nothing happens.
+func TestEveryBeatIsAnsweredOnce(t *testing.T) {
+	withManager(t, 1, func(m *manager) {
+		m.start("n1")
+		settled(time.Second)
+		var before, after int
+		m.agents["n1"].see(func() { before = m.agents["n1"].words })
+		settled(10 * time.Second)
+		m.agents["n1"].see(func() { after = m.agents["n1"].words })
+		if after-before != 20 {
+			t.Errorf("%d words in the time of 20 beats", after-before)
+		}
+	})
+}

@@ -283,6 +283,7 @@ type agent struct {
 	welcome  *rpc.Welcome
 	sequence uint64
 	acked    uint64
+	words    int  // all messages of the manager
 	crash    bool // tasks fail as soon as they run
 	reject   bool // tasks are rejected as soon as they come
 }
@@ -365,6 +366,7 @@ func (a *agent) live(s *stream, over chan struct{}, mute chan bool, say chan *rp
 func (a *agent) take(m *rpc.ManagerMessage) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.words++
 	switch k := m.Kind.(type) {
 	case *rpc.ManagerMessage_Welcome:
 		a.welcome = k.Welcome

@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -170,6 +171,43 @@ func TestPlacementNeverBreaksItsRules(t *testing.T) {
 			if len(ids) < count && g.check(n) == fits {
 				t.Fatalf("%s still has room", id)
 			}
+		}
+	})
+}
+
+// One task at a time, for which no heap is made, goes where it would have gone among others.
+func TestTasksGoToTheSameNodesOneByOne(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		together, single := NewNodes(), NewNodes()
+		for i := range rapid.IntRange(0, 8).Draw(t, "nodes") {
+			n := Node{Open: rapid.Bool().Draw(t, "open"), NanoCPUs: rapid.Int64Range(0, 4).Draw(t, "cpu")}
+			n.ID = fmt.Sprint("n", i)
+			for range rapid.IntRange(0, 3).Draw(t, "tasks") {
+				n.Add(rapid.SampledFrom([]string{"web", "db"}).Draw(t, "service"), 0, 0, true)
+			}
+			for range rapid.SampledFrom([]int{0, 0, failuresMax, failuresMax + 1}).Draw(t, "failures") {
+				n.Fail(Version{"web", 1}, now)
+			}
+			together.Put(n)
+			single.Put(n)
+		}
+		g := NewGroup(Version{"web", 1}, swarm.TaskSpec{
+			Placement: &swarm.Placement{MaxReplicas: uint64(rapid.IntRange(0, 3).Draw(t, "max"))},
+			Resources: &swarm.ResourceRequirements{Reservations: &swarm.Resources{NanoCPUs: rapid.Int64Range(0, 2).Draw(t, "reserve")}},
+		})
+		count := rapid.IntRange(2, 12).Draw(t, "count")
+		want, wantReason := together.Place(g, count, now)
+		var got []string
+		reason := ""
+		for range count {
+			var id []string
+			if id, reason = single.Place(g, 1, now); reason != "" {
+				break
+			}
+			got = append(got, id...)
+		}
+		if !slices.Equal(got, want) || reason != wantReason {
+			t.Fatalf("one by one %v %q, together %v %q", got, reason, want, wantReason)
 		}
 	})
 }
