@@ -33,12 +33,13 @@ func allVerbs() map[string]verb {
 		"join-as":            joinAs,           // ROLE NODE…: with the right token
 
 		// What an operator types.
-		"on":     on,     // NODE COMMAND: swarm's (or docker's) command line against that node
-		"docker": docker, // COMMAND: docker's own command line
-		"http":   fetch,  // NODE:PORT[/PATH]: GET from outside the cluster
-		"api":    api,    // NODE METHOD PATH [BODY]: a request without any client's help; its output is status and body
-		"burst":  burst,  // N: that many changes, one after the other, that leave nothing behind
-		"set":    set,    // NAME COMMAND: keep the output for later as $NAME
+		"on":      on,      // NODE COMMAND: swarm's (or docker's) command line against that node
+		"docker":  docker,  // COMMAND: docker's own command line
+		"http":    fetch,   // NODE:PORT[/PATH]: GET from outside the cluster
+		"api":     api,     // NODE METHOD PATH [BODY]: a request without any client's help; its output is status and body
+		"metrics": metrics, // NODE [PORT WHOSE]: what its own socket says; at a port, read with the certificate of node WHOSE, or "nobody"
+		"burst":   burst,   // N: that many changes, one after the other, that leave nothing behind
+		"set":     set,     // NAME COMMAND: keep the output for later as $NAME
 
 		// What fate does. NODE may be "leader" or "follower".
 		"kill":        strike((*lab.Node).Kill),       // NODE…: SIGKILL to the agent alone
