@@ -298,8 +298,9 @@ func TestEntryDamagedAtRunTimeStopsTheReplicaWithoutAPanic(t *testing.T) {
 		garbled := testSealer("another key")
 		store := raft.NewInmemStore()
 		check(t, (&sealedLog{LogStore: store, sealer: garbled, applied: func() uint64 { return 0 }}).StoreLog(&raft.Log{Index: 7, Term: 1}))
-		m.disk.log.LogStore = store
-		go func() { _ = m.disk.log.GetLog(7, new(raft.Log)) }()
+		damaged := &sealedLog{LogStore: store, sealer: testSealer("n1"), path: m.disk.log.path, broken: m.fail}
+		damaged.live.Store(true)
+		go func() { _ = damaged.GetLog(7, new(raft.Log)) }()
 		err := m.work.Wait()
 		if err == nil || !strings.Contains(err.Error(), "entry 7 of the cluster log") || !strings.Contains(err.Error(), "join it again") {
 			t.Fatalf("got %v", err)

@@ -2,7 +2,6 @@ package raftstore
 
 import (
 	"bytes"
-	"context"
 	"encoding/hex"
 	"testing"
 	"time"
@@ -208,15 +207,6 @@ func TestNewClusterBeginsWithTheNewestFormat(t *testing.T) {
 		m := c.form(1)[0]
 		if got := m.Local().Cluster().MinVersion; got != FormatVersion {
 			t.Errorf("format %d", got)
-		}
-		check(t, m.Update(context.Background(), func(tx *Tx) error {
-			old := *tx.Cluster()
-			old.MinVersion = 1
-			tx.PutCluster(old)
-			return nil
-		}))
-		if got := m.Local().format(); got != 1 {
-			t.Errorf("a cluster that must stay at format 1 is at %d", got)
 		}
 	})
 }

@@ -175,7 +175,9 @@ func TestManagerThatReadsTooLittleIsRefused(t *testing.T) {
 					if err == nil || !strings.Contains(err.Error(), "the cluster's log has format 2, this version of swarm reads up to 1: upgrade swarm on this node") {
 						t.Errorf("it ended with: %v", err)
 					}
+					c.mu.Lock()
 					delete(c.managers, "n3")
+					c.mu.Unlock()
 				}
 				time.Sleep(10 * time.Second)
 				if late.Local().Cluster() != nil || c.voters(all[0]) != 2 {
