@@ -84,6 +84,9 @@ func (n *node) PreviewRecovery(ctx context.Context) (api.Recovery, error) {
 	}
 	for _, member := range found.Removed {
 		r.Removed = append(r.Removed, swarm.Peer{NodeID: member.NodeID, Addr: member.Address})
+		if member.Reachable {
+			r.Reachable = append(r.Reachable, member.NodeID)
+		}
 	}
 	return r, nil
 }

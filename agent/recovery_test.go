@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -144,6 +145,24 @@ func TestRecoveryIsRefused(t *testing.T) {
 				refused(m, "0.0.0.0", errdefs.IsInvalidArgument, "non-zero IP address")
 				refused(m, "no-such-interface", errdefs.IsInvalidArgument, "neither an IP address nor a network interface")
 			}
+		}
+	})
+}
+
+// The preview names the managers that can be reached: with them, starting the others may be enough.
+func TestPreviewNamesWhoCanBeReached(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		all := formed(t, 4, 0)
+		defer closeAll(all)
+		for _, m := range all[2:] {
+			m.halt()
+		}
+		preview, err := all[0].node.PreviewRecovery(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := []string{all[1].node.id()}; len(preview.Removed) != 3 || !slices.Equal(preview.Reachable, want) {
+			t.Errorf("preview: %+v, want %v to be reachable", preview, want)
 		}
 	})
 }

@@ -68,8 +68,9 @@ type Recovery struct {
 	LeaderlessSince time.Time
 	// Unconfirmed is how many changes are kept that are not known to have been committed.
 	Unconfirmed int
-	// Removed are the managers that become workers.
-	Removed []swarm.Peer
+	// Removed are the managers that become workers; Reachable are the ids of those that can be reached now.
+	Removed   []swarm.Peer
+	Reachable []string `json:",omitempty"`
 }
 
 // Containers is this node's containers. Implemented by agent on worker, containerd and keeper.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -64,8 +65,15 @@ func printRecovery(out io.Writer, r api.Recovery, now time.Time) {
 		if i == 0 {
 			label = "Demoted:"
 		}
-		fmt.Fprintf(table, "%s\tnode %s at %s; if it returns, it becomes a worker and drops its copy of the state\n", label, m.NodeID, m.Addr)
+		returns := "if it returns, it"
+		if slices.Contains(r.Reachable, m.NodeID) {
+			returns = "IT CAN BE REACHED NOW; it"
+		}
+		fmt.Fprintf(table, "%s\tnode %s at %s; %s becomes a worker and drops its copy of the state\n", label, m.NodeID, m.Addr, returns)
 	}
 	_ = table.Flush()
+	if len(r.Reachable) > 0 {
+		fmt.Fprintf(out, "\nWarning: %d of these managers can be reached, so it may be enough to start the missing ones, or to mend the network between them.\n", len(r.Reachable))
+	}
 	fmt.Fprintln(out, "\nDo this only when so many managers are gone for good that the others cannot go on.")
 }

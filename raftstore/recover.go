@@ -31,7 +31,7 @@ type Recovery struct {
 	// LastContact is when this manager last heard of a leader, within half a minute; zero if that is not known. What the
 	// others committed after that is lost.
 	LastContact time.Time
-	// Removed are the managers that would not be managers any more.
+	// Removed are the managers that would not be managers any more. Of a running Store's, those are Reachable that can be reached now.
 	Removed []Member
 	// Services and Tasks are how many rows are kept.
 	Services int
@@ -82,8 +82,9 @@ func (s *Store) PreviewRecovery() (Recovery, error) {
 		NodeID: s.cfg.NodeID, LastIndex: s.raft.LastIndex(), LastContact: s.lastContact(),
 		Services: state.Services.Len(), Tasks: state.Tasks.Len(),
 	}
+	answering := s.Reach()
 	for _, m := range s.Members() {
-		if m.NodeID != s.cfg.NodeID {
+		if m.Reachable = answering[m.NodeID]; m.NodeID != s.cfg.NodeID {
 			r.Removed = append(r.Removed, m)
 		}
 	}
