@@ -253,19 +253,20 @@ func withAddress(addresses []string, a string) []string {
 // othersMax is how many nodes that are not known to be managers are asked in one round.
 const othersMax = 3
 
-// others are some nodes that gossip sees: while this node heard of no change, all the managers that it knew may have been replaced.
-// One that is no manager says so at once.
+// others are some nodes that gossip sees, or those that the record remembers, as gossip has no key before a manager answers: while this
+// node heard of no change, all the managers that it knew may have been replaced. One that is no manager says so at once.
 func (m *membership) others() (addresses []string) {
-	g := m.gossip.Load()
-	if g == nil {
-		return nil
-	}
 	rec := m.currentRecord()
-	_, port, _ := net.SplitHostPort(rec.AdvertiseAddr)
-	for _, member := range g.Members() {
-		if host, _, err := net.SplitHostPort(member.Address); err == nil && member.State == gossipAlive && member.NodeID != rec.NodeID {
-			addresses = append(addresses, cmp.Or(m.roster.address(member.NodeID), net.JoinHostPort(host, port)))
+	if g := m.gossip.Load(); g != nil {
+		_, port, _ := net.SplitHostPort(rec.AdvertiseAddr)
+		for _, member := range g.Members() {
+			if host, _, err := net.SplitHostPort(member.Address); err == nil && member.State == gossipAlive && member.NodeID != rec.NodeID {
+				addresses = append(addresses, cmp.Or(m.roster.address(member.NodeID), net.JoinHostPort(host, port)))
+			}
 		}
+	}
+	if len(addresses) == 0 {
+		addresses = rec.Others
 	}
 	addresses = shuffled(addresses)
 	return addresses[:min(len(addresses), othersMax)]
@@ -302,16 +303,39 @@ func shuffled(addresses []string) []string {
 	return addresses
 }
 
+// othersKeptMax is how many nodes that are no managers are remembered for the next start.
+const othersKeptMax = 32
+
+// someOthers are those of kept that still are workers, and further ones up to the limit.
+func someOthers(kept, workers []string) []string {
+	left := map[string]bool{}
+	for _, a := range workers {
+		left[a] = true
+	}
+	kept = slices.DeleteFunc(slices.Clone(kept), func(a string) bool { return !left[a] })
+	if len(kept) == min(othersKeptMax, len(left)) {
+		return kept
+	}
+	for _, a := range shuffled(workers) {
+		if len(kept) < othersKeptMax && !slices.Contains(kept, a) {
+			kept = append(kept, a)
+		}
+	}
+	return kept
+}
+
 // rememberManagers keeps the managers' addresses for the next start, when the roster is not known yet.
 func (m *membership) rememberManagers() {
 	addresses := m.roster.managerAddresses()
+	workers := m.roster.workerAddresses(m.identity.NodeID())
 	slices.Sort(addresses)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if len(addresses) == 0 || slices.Equal(addresses, m.record.Managers) {
+	others := someOthers(m.record.Others, workers)
+	if len(addresses) == 0 || slices.Equal(addresses, m.record.Managers) && slices.Equal(others, m.record.Others) {
 		return
 	}
-	m.record.Managers = addresses
+	m.record.Managers, m.record.Others = addresses, others
 	if err := writeRecord(m.node.recordPath(), m.record); err != nil {
 		m.log.Warn("managers not remembered for the next start", "err", err)
 	}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -25,6 +26,8 @@ type record struct {
 	Asked *askedAddresses `json:",omitempty"`
 	// Managers are host:port of managers that were last known.
 	Managers []string
+	// Others are host:port of some nodes that were no managers: while this node is away they may take the place of all that were.
+	Others []string `json:",omitempty"`
 }
 
 // askedAddresses are those of the request that made this node a member, or of the flags that changed since; and the flags of then.
@@ -68,7 +71,7 @@ func (r record) check() error {
 			return fmt.Errorf("%s is %.30q, no id", name, id)
 		}
 	}
-	for _, address := range append([]string{r.ListenAddr, r.AdvertiseAddr}, r.Managers...) {
+	for _, address := range slices.Concat([]string{r.ListenAddr, r.AdvertiseAddr}, r.Managers, r.Others) {
 		if _, _, err := net.SplitHostPort(address); err != nil {
 			return fmt.Errorf("it holds %.60q, no host:port", address)
 		}

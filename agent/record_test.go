@@ -1,9 +1,11 @@
 package agent
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -43,5 +45,23 @@ func TestUnreadableRecordsAreNamed(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), filepath.Dir(path)) {
 			t.Errorf("%s: got %v, want a text with %q and the place", content, err, want)
 		}
+	}
+}
+
+func TestSomeOtherNodesAreRemembered(t *testing.T) {
+	var many []string
+	for i := range 2 * othersKeptMax {
+		many = append(many, fmt.Sprintf("192.0.2.%d:2377", i))
+	}
+	first := someOthers(nil, many)
+	if len(first) != othersKeptMax {
+		t.Fatalf("%d are remembered", len(first))
+	}
+	if again := someOthers(first, many); !slices.Equal(again, first) {
+		t.Error("they change although all are there")
+	}
+	without := slices.DeleteFunc(slices.Clone(many), func(a string) bool { return a == first[0] })
+	if next := someOthers(first, without); len(next) != othersKeptMax || slices.Contains(next, first[0]) || !slices.Equal(next[:len(first)-1], first[1:]) {
+		t.Errorf("one left, then %v", next)
 	}
 }

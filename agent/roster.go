@@ -179,6 +179,18 @@ func (r *roster) managerAddresses() []string {
 	return addresses
 }
 
+// workerAddresses are those of the members that are no managers, without this node's own.
+func (r *roster) workerAddresses(self string) (addresses []string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for id, m := range r.members {
+		if !m.Voter && m.Address != "" && id != self {
+			addresses = append(addresses, m.Address)
+		}
+	}
+	return addresses
+}
+
 // gossipSeeds are other members' gossip addresses, managers first.
 func (r *roster) gossipSeeds(self string, port int) []string {
 	r.mu.Lock()
