@@ -14,10 +14,10 @@ const (
 	PresenceHeard Presence = "heard"
 	// PresenceAnnounced: the agent said good-bye and why; nothing is guessed for as long as it may take.
 	PresenceAnnounced Presence = "announced"
-	// PresenceAway: the agent is gone or hangs, but the node's port accepts, so only the agent is concerned: containers run on,
+	// PresenceAway: the agent is gone, but the node's port accepts, so only the agent is concerned: containers run on,
 	// traffic goes on, and the grace time runs.
 	PresenceAway Presence = "away"
-	// PresenceSuspect: nothing of the node answers. New connections avoid its endpoints while others exist; nothing is moved.
+	// PresenceSuspect: nothing of the node answers, or its agent is silent. New connections avoid its endpoints while others exist; nothing is moved.
 	PresenceSuspect Presence = "suspect"
 	// PresenceLost: the manager that heard the node is lost, so nobody knows. It is never a suspicion of the node.
 	PresenceLost Presence = "lost"

@@ -44,7 +44,7 @@ func (d *Dispatcher) RunLiveness(ctx context.Context) error {
 		case <-ctx.Done():
 		case <-watch.Changed():
 		case a := <-answers:
-			if err := d.writeVerdicts(ctx, l.probed(a.id, a.absence, a.answers, time.Now()), nil); err != nil && ctx.Err() == nil {
+			if err := d.writeVerdicts(ctx, l.probed(a.id, a.absence, a.probe, time.Now()), nil); err != nil && ctx.Err() == nil {
 				d.log.Warn("answer of a node's port not written, will ask again", "node", a.id, "err", err)
 			}
 		case <-timer.C:
@@ -58,11 +58,11 @@ func (d *Dispatcher) RunLiveness(ctx context.Context) error {
 type probeAnswer struct {
 	id      string
 	absence *absence
-	answers bool
+	probe   probe
 }
 
 func (d *Dispatcher) ask(ctx context.Context, id string, a *absence, patience time.Duration, answers chan<- probeAnswer) {
-	answer := probeAnswer{id, a, d.prober.answers(ctx, a.address, patience)}
+	answer := probeAnswer{id, a, d.prober.probe(ctx, a.address, patience)}
 	select {
 	case answers <- answer:
 	case <-ctx.Done():

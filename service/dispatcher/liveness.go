@@ -165,12 +165,12 @@ func (l *liveness) due(now time.Time) (write map[string]verdict, probe map[strin
 func over(at, now time.Time) bool { return !at.IsZero() && !now.Before(at) }
 
 // probed takes the answer of a node's port. What it changes is returned, nil for nothing.
-func (l *liveness) probed(id string, asked *absence, answers bool, now time.Time) map[string]verdict {
+func (l *liveness) probed(id string, asked *absence, answer probe, now time.Time) map[string]verdict {
 	a := l.missing[id]
 	if a != asked {
 		return nil // something newer is known
 	}
-	presence := sight{closed: true, answers: answers}.presence(0)
+	presence := sight{closed: true, probe: answer}.presence(0)
 	a.look = now.Add(l.beats(reprobeBeats))
 	l.soon(a)
 	if presence == a.session.Presence {

@@ -25,11 +25,14 @@ func TestWhatAManagerSeesOfAnAgent(t *testing.T) {
 		{"good-bye, restart", sight{closed: true, goodbye: goodbyeRestart}, raftstore.PresenceAnnounced},
 		{"good-bye, shutdown", sight{closed: true, goodbye: goodbyeShutdown}, raftstore.PresenceAnnounced},
 		{"good-bye, and its port refuses already", sight{closed: true, goodbye: goodbyeLeave, quiet: time.Minute}, raftstore.PresenceAnnounced},
-		{"stream closes, port accepts", sight{closed: true, answers: true}, raftstore.PresenceAway},
-		{"stream closes, port refuses", sight{closed: true}, raftstore.PresenceSuspect},
+		{"stream closes, port accepts", sight{closed: true, probe: accepted}, raftstore.PresenceAway},
+		{"stream closes, port refuses", sight{closed: true, probe: unanswered}, raftstore.PresenceSuspect},
+		{"stream closes, no way to ask", sight{closed: true}, raftstore.PresenceSuspect},
 		{"beats come", sight{quiet: 500 * time.Millisecond}, raftstore.PresenceHeard},
 		{"beats missing, not yet for long", sight{quiet: patience - 1}, raftstore.PresenceHeard},
-		{"beats missing for 2 s, port accepts", sight{quiet: patience, answers: true}, raftstore.PresenceAway},
+		{"beats missing, not yet for long, port silent", sight{quiet: patience / 2, probe: unanswered}, raftstore.PresenceSuspect},
+		{"beats missing, not yet for long, port accepts", sight{quiet: patience / 2, probe: accepted}, raftstore.PresenceHeard},
+		{"beats missing for 2 s, port accepts", sight{quiet: patience, probe: accepted}, raftstore.PresenceSuspect},
 		{"beats missing for 2 s, port silent", sight{quiet: patience}, raftstore.PresenceSuspect},
 	} {
 		if got := row.presence(patience); got != row.want {
@@ -50,8 +53,8 @@ func TestWhatALeaderMakesOfAMissingNode(t *testing.T) {
 	for _, row := range []struct {
 		seen    string
 		session session
-		fresh   bool // the leader has just begun
-		accepts bool // the node's port does
+		fresh   bool  // the leader has just begun
+		port    probe // what the node's port does when asked
 		want    string
 	}{
 		{seen: "heard", session: on("n1", raftstore.PresenceHeard), want: ""},
@@ -60,30 +63,30 @@ func TestWhatALeaderMakesOfAMissingNode(t *testing.T) {
 		{seen: "announced leave", session: announced(goodbyeLeave), want: "0s down"},
 		{seen: "announced drain, new leader", session: announced(goodbyeDrain), fresh: true, want: "0s down"},
 		{seen: "announced restart, does not come back", session: announced(goodbyeRestart), want: "5s suspect, 10s down"},
-		{seen: "announced restart, takes too long", session: announced(goodbyeRestart), accepts: true, want: "5s away, 10s down"},
-		{seen: "away", session: on("n1", raftstore.PresenceAway), accepts: true, want: "5s down"},
+		{seen: "announced restart, takes too long", session: announced(goodbyeRestart), port: accepted, want: "5s away, 10s down"},
+		{seen: "away", session: on("n1", raftstore.PresenceAway), port: accepted, want: "5s down"},
 		{seen: "away, then its machine goes", session: on("n1", raftstore.PresenceAway), want: "1s suspect, 5s down"},
 		{seen: "suspect", session: on("n1", raftstore.PresenceSuspect), want: "5s down"},
 		{seen: "suspect after 2 s of silence", session: session{Manager: "n1", ID: "s", Presence: raftstore.PresenceSuspect, Silence: 2 * time.Second}, want: "3s down"},
 		{seen: "suspect, new leader", session: on("n1", raftstore.PresenceSuspect), fresh: true, want: "10s down"},
-		{seen: "away, new leader", session: on("n1", raftstore.PresenceAway), fresh: true, accepts: true, want: "10s down"},
+		{seen: "away, new leader", session: on("n1", raftstore.PresenceAway), fresh: true, port: accepted, want: "10s down"},
 		{seen: "its manager is lost", session: on("gone", raftstore.PresenceHeard), want: "2s lost, 10s down"},
 		{seen: "its manager is lost, new leader", session: on("gone", raftstore.PresenceHeard), fresh: true, want: "2s lost, 10s down"},
 		{seen: "suspect, and then its manager is lost", session: on("gone", raftstore.PresenceSuspect), want: "10s down"},
 		{seen: "lost, written by the manager itself", session: on("n1", raftstore.PresenceLost), want: "10s down"},
 		{seen: "a manager that served itself, gone with its machine", session: on("n2", raftstore.PresenceHeard), want: "0s suspect, 5s down"},
-		{seen: "a manager that served itself, its agent gone", session: on("n2", raftstore.PresenceHeard), accepts: true, want: "0s away, 5s down"},
+		{seen: "a manager that served itself, its agent gone", session: on("n2", raftstore.PresenceHeard), port: accepted, want: "0s away, 5s down"},
 		{seen: "a leader that served itself, gone with its machine", session: on("n2", raftstore.PresenceHeard), fresh: true, want: "0s suspect, 10s down"},
 		{seen: "never came", session: session{}, want: "10s down"},
 	} {
-		if got := leaderStory(row.session, row.fresh, row.accepts); got != row.want {
+		if got := leaderStory(row.session, row.fresh, row.port); got != row.want {
 			t.Errorf("%s: got %q, want %q", row.seen, got, row.want)
 		}
 	}
 }
 
 // leaderStory tells what a leader writes of node n2, and when, if nothing else happens.
-func leaderStory(s raftstore.Session, fresh, accepts bool) string {
+func leaderStory(s raftstore.Session, fresh bool, port probe) string {
 	start := time.Unix(1e9, 0)
 	l := newLiveness("n1")
 	l.managers, l.grace, l.begun = map[string]bool{"n1": true}, 5*time.Second, !fresh
@@ -104,7 +107,7 @@ func leaderStory(s raftstore.Session, fresh, accepts bool) string {
 		verdicts, probe := l.due(now)
 		write(verdicts, now)
 		for id, a := range probe {
-			write(l.probed(id, a, accepts, now), now)
+			write(l.probed(id, a, port, now), now)
 		}
 	}
 	return strings.Join(told, ", ")
@@ -253,7 +256,7 @@ func TestSilentMachineIsSuspectWithinThreeSeconds(t *testing.T) {
 	}
 }
 
-func TestHungAgentIsAway(t *testing.T) {
+func TestHungAgentIsSuspect(t *testing.T) {
 	withManager(t, 2, func(m *manager) {
 		m.port("n2", "accepts")
 		m.start("n1", "n2")
@@ -261,14 +264,14 @@ func TestHungAgentIsAway(t *testing.T) {
 		settled(30 * time.Second)
 		m.agents["n2"].silence(true)
 		settled(2600 * time.Millisecond)
-		m.wantPresence("n2", raftstore.PresenceAway)
+		m.wantPresence("n2", raftstore.PresenceSuspect)
 		for range 3 {
 			m.agents["n2"].silence(false)
 			settled(600 * time.Millisecond)
 			m.wantPresence("n2", raftstore.PresenceHeard)
 			m.agents["n2"].silence(true)
 			settled(2600 * time.Millisecond)
-			m.wantPresence("n2", raftstore.PresenceAway)
+			m.wantPresence("n2", raftstore.PresenceSuspect)
 		}
 		settled(3 * time.Second)
 		m.wantPresence("n2", raftstore.PresenceDown)
@@ -403,7 +406,7 @@ func TestProbesAreBounded(t *testing.T) {
 			return ctx.Err()
 		}
 		for range 4 * probesMax {
-			go p.answers(t.Context(), "n:1", time.Second)
+			go p.probe(t.Context(), "n:1", time.Second)
 		}
 		time.Sleep(10 * time.Second)
 		synctest.Wait()

@@ -10,8 +10,8 @@ import (
 // How long things may take, in beats, of which beatsPerGrace fit into the grace time.
 const (
 	beatsPerGrace = 10
-	// probeBeats of silence make a manager ask the node's port, patienceBeats make the node count as silent: whether
-	// it is suspect depends on the answer, which has the time in between.
+	// probeBeats of silence make a manager ask the node's port, which has the time until patienceBeats to answer: a node
+	// whose port does not is suspect at once, and one that stays silent that long in any case.
 	probeBeats    = 2
 	patienceBeats = 4
 	// announcedBeats is how long an agent that said that it restarts may take before the ordinary rules hold.
@@ -40,22 +40,35 @@ type sight struct {
 	goodbye string
 	// quiet is how long ago the last message came.
 	quiet time.Duration
-	// answers says that the node's port accepted a connection since; false also when there was no way to ask.
-	answers bool
+	// probe says what came of asking the node's port since.
+	probe probe
 }
 
-// presence is what follows from a sight, row by row.
+// presence is what follows from a sight, row by row. An open stream without beats is a machine that hangs as often as an agent
+// that does, and both accept connections: that they do excuses only an agent whose stream was closed for it, which means
+// that the rest of the machine works.
 func (s sight) presence(patience time.Duration) raftstore.Presence {
 	switch {
 	case s.goodbye != "":
 		return raftstore.PresenceAnnounced
-	case !s.closed && s.quiet < patience:
+	case !s.closed && s.quiet < patience && s.probe != unanswered:
 		return raftstore.PresenceHeard
-	case s.answers:
+	case s.closed && s.probe == accepted:
 		return raftstore.PresenceAway
 	}
 	return raftstore.PresenceSuspect
 }
+
+// probe is what came of asking a node's port.
+type probe int
+
+const (
+	// notAsked also stands for an answer that is still to come.
+	notAsked probe = iota
+	accepted
+	// unanswered: the port refused, or took too long.
+	unanswered
+)
 
 // probesMax bounds the ports that a manager asks at the same time.
 const probesMax = 512
@@ -70,18 +83,21 @@ func newProber(ask func(context.Context, string) error) *prober {
 	return &prober{ask: ask, room: make(chan struct{}, probesMax)}
 }
 
-// answers says whether the port at address accepts within d of being asked, which may have to wait for others.
-func (p *prober) answers(ctx context.Context, address string, d time.Duration) bool {
+// probe asks the port at address to accept within d of being asked, which may have to wait for others.
+func (p *prober) probe(ctx context.Context, address string, d time.Duration) probe {
 	if p.ask == nil || address == "" {
-		return false
+		return notAsked
 	}
 	select {
 	case p.room <- struct{}{}:
 		defer func() { <-p.room }()
 	case <-ctx.Done():
-		return false
+		return notAsked
 	}
 	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
-	return p.ask(ctx, address) == nil
+	if p.ask(ctx, address) != nil {
+		return unanswered
+	}
+	return accepted
 }

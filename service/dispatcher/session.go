@@ -249,7 +249,7 @@ func (s *session) writeConnected(ctx context.Context) error {
 // serve takes messages until the session ends, and watches for silence.
 func (s *session) serve(messages <-chan received, beat time.Duration) (err error) {
 	s.d.log.Info("session begun", "node", s.nodeID, "address", s.address)
-	w := &watcher{s: s, beat: beat, answers: make(chan bool, 1), check: time.NewTimer(probeBeats * beat)}
+	w := &watcher{s: s, beat: beat, answers: make(chan probe, 1), check: time.NewTimer(probeBeats * beat)}
 	defer w.check.Stop()
 	goodbye := ""
 	for err == nil {
@@ -261,7 +261,7 @@ func (s *session) serve(messages <-chan received, beat time.Duration) (err error
 			}
 		case <-w.check.C:
 			err = w.look()
-		case w.answered = <-w.answers:
+		case w.probe = <-w.answers:
 			w.asking = false
 			err = w.look()
 		case <-s.ctx.Done():
@@ -274,16 +274,17 @@ func (s *session) serve(messages <-chan received, beat time.Duration) (err error
 // quiet is how long ago the last message came.
 func (s *session) quiet() time.Duration { return time.Since(s.begun) - time.Duration(s.heard.Load()) }
 
-// watcher watches an open stream for silence: it asks the node's port first, and judges when the beats' time is over.
+// watcher watches an open stream for silence: it asks the node's port first, and judges at its answer or when the beats' time is over.
 type watcher struct {
 	s    *session
 	beat time.Duration
 	// check is when to look again.
 	check *time.Timer
-	// asked is when the latest probe began, asking says that it is under way, answered what it said.
-	asked            time.Time
-	asking, answered bool
-	answers          chan bool
+	// asked is when the latest probe began, asking says that it is under way, probe what came of it.
+	asked   time.Time
+	asking  bool
+	probe   probe
+	answers chan probe
 	// told is what was written of a silence, and when.
 	told   raftstore.Presence
 	toldAt time.Time
@@ -301,16 +302,20 @@ func (w *watcher) look() error {
 		w.check.Reset(probeBeats*w.beat - quiet)
 		return nil
 	case !w.asking && !within(w.asked):
-		w.asked, w.asking, w.answered = time.Now(), true, false
+		w.asked, w.asking, w.probe = time.Now(), true, notAsked
 		w.s.d.counters.silences.Add(1)
-		go func() { w.answers <- w.s.d.prober.answers(w.s.ctx, w.s.address, patience-probeBeats*w.beat) }()
+		go func() { w.answers <- w.s.d.prober.probe(w.s.ctx, w.s.address, patience-probeBeats*w.beat) }()
 	}
-	if quiet < patience {
+	seen := sight{quiet: quiet}
+	if within(w.asked) {
+		seen.probe = w.probe
+	}
+	presence := seen.presence(patience)
+	if presence == raftstore.PresenceHeard {
 		w.check.Reset(patience - quiet)
 		return nil
 	}
 	w.check.Reset(patience)
-	presence := sight{quiet: quiet, answers: w.answered && within(w.asked)}.presence(patience)
 	if presence == w.told && within(w.toldAt) {
 		return nil
 	}
@@ -351,7 +356,7 @@ func (s *session) over(err error, goodbye string, beat time.Duration) error {
 	default:
 		seen := sight{closed: true, goodbye: goodbye, quiet: s.quiet()}
 		if goodbye == "" {
-			seen.answers = s.d.prober.answers(running, s.address, probeBeats*beat)
+			seen.probe = s.d.prober.probe(running, s.address, probeBeats*beat)
 		}
 		presence := seen.presence(patienceBeats * beat)
 		if writeErr := s.writeAbsent(presence, goodbye, s.quiet()); writeErr != nil {
