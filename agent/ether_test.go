@@ -40,18 +40,6 @@ func (e *ether) setCut(host string, cut bool) {
 	}
 }
 
-// refuse resets a host's streams, as a kernel does for processes that are gone.
-func (e *ether) refuse(host string) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	for c := range e.conns {
-		if c.of(host) {
-			c.in.end(net.ErrClosed)
-			c.out.end(io.EOF)
-		}
-	}
-}
-
 // host is the ether as one machine sees it.
 func (e *ether) host(ip string) etherHost { return etherHost{e, ip} }
 
