@@ -66,7 +66,6 @@ func TestAgentsMoveOnWhenTheirManagerIsSilent(t *testing.T) {
 	})
 }
 
-// A manager that came back serves its own agent soon, and its share of the others after a while.
 // raft goes on without a demoted manager and does not tell it. Until it knows, whoever asks it waits.
 func TestDemotedLeaderIsAWorkerSoon(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -86,12 +85,14 @@ func TestDemotedLeaderIsAWorkerSoon(t *testing.T) {
 		}
 		took := other.within(20*time.Second, "it is a worker", func() bool { return old.node.current().manager.Load() == nil })
 		t.Logf("a worker after %s", took)
-		if took > time.Second {
+		// A renewal that came a moment before the managers agreed is tried once more.
+		if took > time.Second+renewRetry {
 			t.Errorf("it took %s until the demoted leader knew", took)
 		}
 	})
 }
 
+// A manager that came back serves its own agent soon, and its share of the others after a while.
 func TestManagerThatCameBackGetsAgentsAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		all := formed(t, 3, 6)
