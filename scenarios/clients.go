@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -196,17 +195,7 @@ func (c *clients) write(ctx context.Context, register, who string) bool {
 		call.Done(history.Conflict{})
 		return true
 	}
-	return lost(call, err)
-}
-
-// lost ends a change that was not acknowledged; one that never reached an agent was not made.
-func lost(call *history.Call, err error) bool {
-	var dial *net.OpError
-	if errors.As(err, &dial) && dial.Op == "dial" {
-		call.Refused()
-	} else {
-		call.Unknown()
-	}
+	call.Lost(err)
 	return false
 }
 
@@ -224,7 +213,8 @@ func (c *clients) race(ctx context.Context, who string) bool {
 		call.Done(history.Conflict{})
 		return true
 	}
-	return lost(call, err)
+	call.Lost(err)
+	return false
 }
 
 // tidy lists the names and removes one when there are many.
@@ -249,7 +239,8 @@ func (c *clients) tidy(ctx context.Context) bool {
 		call.Done(history.Absent{})
 		return true
 	}
-	return lost(call, err)
+	call.Lost(err)
+	return false
 }
 
 func (c *clients) listAt(ctx context.Context, n *lab.Node, who string) (history.Members, bool) {

@@ -7,8 +7,10 @@
 package history
 
 import (
+	"errors"
 	"fmt"
 	"math"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -120,6 +122,16 @@ func (c *Call) Refused() {
 	c.recorder.mu.Lock()
 	defer c.recorder.mu.Unlock()
 	c.dropped = true
+}
+
+// Lost notes a change that was not acknowledged but ended with err: Refused if it never reached anybody, else Unknown.
+func (c *Call) Lost(err error) {
+	var dial *net.OpError
+	if errors.As(err, &dial) && dial.Op == "dial" {
+		c.Refused()
+	} else {
+		c.Unknown()
+	}
 }
 
 func (c *Call) finish(output any) {

@@ -2,10 +2,8 @@ package sim
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"net/url"
 	"slices"
@@ -227,17 +225,7 @@ func (c *client) write(ctx context.Context, register string) bool {
 		call.Done(history.Conflict{})
 		return true
 	}
-	return lost(call, err)
-}
-
-// lost ends a change that was not acknowledged; one that never reached an agent was not made.
-func lost(call *history.Call, err error) bool {
-	var dial *net.OpError
-	if errors.As(err, &dial) && dial.Op == "dial" {
-		call.Refused()
-	} else {
-		call.Unknown()
-	}
+	call.Lost(err)
 	return false
 }
 
@@ -257,7 +245,8 @@ func (c *client) race(ctx context.Context) bool {
 		call.Done(history.Conflict{})
 		return true
 	}
-	return lost(call, err)
+	call.Lost(err)
+	return false
 }
 
 // tidy lists the names and removes one.
@@ -284,7 +273,8 @@ func (c *client) tidy(ctx context.Context) bool {
 		call.Done(history.Absent{})
 		return true
 	}
-	return lost(call, err)
+	call.Lost(err)
+	return false
 }
 
 func (c *client) list(ctx context.Context, m *Machine) (history.Members, bool) {

@@ -87,5 +87,6 @@ func (c *client) changeRole(ctx context.Context) bool {
 		call.Refused()
 		return true
 	}
-	return lost(call, err)
+	call.Lost(err)
+	return false
 }
