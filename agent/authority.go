@@ -165,19 +165,6 @@ func (mg *manager) members() []*rpc.Member {
 	return members
 }
 
-// guardManagers is bumped by every change of who is a manager; api does so too.
-const guardManagers = "managers"
-
-// anotherManager says whether a node other than one is wanted as a manager.
-func anotherManager(state *raftstore.State, nodeID string) bool {
-	for row := range state.Nodes.All() {
-		if row.ID != nodeID && row.Spec.Role == swarm.NodeRoleManager {
-			return true
-		}
-	}
-	return false
-}
-
 // giveBack makes this manager one that shall be none; false for the last one, which has nobody to hand over to.
 func (mg *manager) giveBack(ctx context.Context) (handsOver bool, err error) {
 	if len(mg.members()) <= 1 {
@@ -190,8 +177,8 @@ func (mg *manager) giveBack(ctx context.Context) (handsOver bool, err error) {
 			return nil
 		}
 		// Of two managers that leave at the same time, the second sees that it is the last one.
-		tx.Guard(guardManagers)
-		if handsOver = anotherManager(&tx.State, mg.nodeID); !handsOver {
+		tx.Guard(raftstore.GuardManagers)
+		if handsOver = tx.AnotherManager(mg.nodeID); !handsOver {
 			return nil
 		}
 		row := *current

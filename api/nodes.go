@@ -13,9 +13,6 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 )
 
-// guardManagers is bumped by every change of who is a manager, so that two demotions at once cannot leave none.
-const guardManagers = "managers"
-
 // findNode looks up by id, host name, id prefix, or "self".
 func (a *API) findNode(state *raftstore.State, ref string) (*raftstore.Node, error) {
 	if ref == "self" {
@@ -182,7 +179,7 @@ func (a *API) nodeUpdate(w http.ResponseWriter, r *request) error {
 			return errOutdated
 		}
 		if wanted.Role != row.Spec.Role {
-			tx.Guard(guardManagers)
+			tx.Guard(raftstore.GuardManagers)
 		}
 		if wanted.Role == swarm.NodeRoleWorker && row.Spec.Role == swarm.NodeRoleManager {
 			if err := checkDemotion(&tx.State, row, members); err != nil {
@@ -205,13 +202,7 @@ func (a *API) nodeUpdate(w http.ResponseWriter, r *request) error {
 
 // checkDemotion refuses to empty the set of managers, and to leave it without a majority that can be reached.
 func checkDemotion(state *raftstore.State, row *raftstore.Node, members map[string]raftstore.Member) error {
-	others := 0
-	for other := range state.Nodes.All() {
-		if other.ID != row.ID && other.Spec.Role == swarm.NodeRoleManager {
-			others++
-		}
-	}
-	if others == 0 {
+	if !state.AnotherManager(row.ID) {
 		return refused("attempting to demote the last manager of the swarm")
 	}
 	voters, up := 0, 0
@@ -242,7 +233,7 @@ func (a *API) nodeRemove(w http.ResponseWriter, r *request) error {
 		if err := checkRemoval(row, members, r.flag("force")); err != nil {
 			return err
 		}
-		tx.Guard(guardManagers)
+		tx.Guard(raftstore.GuardManagers)
 		tx.DeleteNode(row.ID)
 		return nil
 	})

@@ -132,6 +132,19 @@ func (s *State) rowIndex(t tableID, id string) uint64 {
 	return 0
 }
 
+// GuardManagers is the guard of every change of who shall be a manager, so that two demotions at once cannot leave none.
+const GuardManagers = "managers"
+
+// AnotherManager says whether a node other than one shall be a manager.
+func (s *State) AnotherManager(nodeID string) bool {
+	for row := range s.Nodes.All() {
+		if row.ID != nodeID && row.Spec.Role == swarm.NodeRoleManager {
+			return true
+		}
+	}
+	return false
+}
+
 // Index is the raft index of the last commit in s.
 func (s *State) Index() uint64 { return s.index }
 
