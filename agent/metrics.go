@@ -55,10 +55,7 @@ func (n *node) serveMetricsPort(ctx context.Context) error {
 		if last := n.setMetricsFault(err); last == nil || last.Error() != err.Error() {
 			n.log.Warn("metrics port not served", "address", address, "err", err, "retry", metricsRetry)
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(metricsRetry):
-		}
+		pauseFor(ctx, metricsRetry)
 	}
 	return nil
 }

@@ -134,10 +134,7 @@ func (n *node) keepRunning(ctx context.Context, m *membership) {
 		n.log.Error("membership broke", "cluster", m.identity.ClusterID(), "err", err, "retry", membershipRetry)
 		n.setBroken(m, err)
 		m.fail(err)
-		select {
-		case <-ctx.Done():
-		case <-time.After(membershipRetry):
-		}
+		pauseFor(ctx, membershipRetry)
 		n.setBroken(m, nil)
 	}
 }

@@ -20,6 +20,7 @@ import (
 	"swarm/agent/images"
 	"swarm/agent/keeper"
 	"swarm/gossip"
+	"swarm/rpc"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -113,16 +114,16 @@ const systemctlMax = 500 * time.Millisecond
 // farewell tells the end of the machine from that of the agent alone, where systemd knows it.
 func farewell() string {
 	if _, err := os.Stat("/run/systemd/system"); err != nil {
-		return goodbyeRestart
+		return rpc.GoodbyeRestart
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), systemctlMax)
 	defer cancel()
 	// Its exit code is not 0 unless all is well; what it prints counts.
 	state, _ := exec.CommandContext(ctx, "systemctl", "is-system-running").Output()
 	if strings.TrimSpace(string(state)) == "stopping" {
-		return goodbyeShutdown
+		return rpc.GoodbyeShutdown
 	}
-	return goodbyeRestart
+	return rpc.GoodbyeRestart
 }
 
 func both(a, b func(context.Context) error) func(context.Context) error {

@@ -34,15 +34,6 @@ const (
 	homeAfter = 3 * time.Second
 )
 
-// What an agent says when it ends a session on purpose.
-const (
-	goodbyeRestart  = "restart"  // also the end of the agent when the machine goes on
-	goodbyeDrain    = "drain"    // the same on a drained node
-	goodbyeShutdown = "shutdown" // of the machine: nothing runs on
-	goodbyeLeave    = "leave"
-	goodbyeMove     = "move" // to another manager
-)
-
 var (
 	// errGoodbye ends a session that this node ended itself.
 	errGoodbye = errors.New("said good-bye")
@@ -270,12 +261,12 @@ func (s *session) serve(ctx context.Context, beat time.Duration) error {
 		case <-ctx.Done():
 			return s.sayGoodbye(s.m.stopReason(), received, broken)
 		case heard := <-s.m.resigns:
-			err = s.sayGoodbye(goodbyeLeave, received, broken)
+			err = s.sayGoodbye(rpc.GoodbyeLeave, received, broken)
 			s.m.resigned.Store(err == errGoodbye)
 			heard <- err == errGoodbye
 		case <-beats.C:
 			if s.shallMove() {
-				return s.sayGoodbye(goodbyeMove, received, broken)
+				return s.sayGoodbye(rpc.GoodbyeMove, received, broken)
 			}
 			err = s.stream.Send(&rpc.AgentMessage{Kind: &rpc.AgentMessage_Beat{Beat: &rpc.Beat{}}})
 		case <-s.m.node.images.Changed():
@@ -305,12 +296,12 @@ func (m *membership) stopReason() string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.order != nil && m.order.Availability == string(swarm.NodeAvailabilityDrain) {
-		return goodbyeDrain
+		return rpc.GoodbyeDrain
 	}
 	if farewell := m.node.edges.Farewell; farewell != nil {
 		return farewell()
 	}
-	return goodbyeRestart
+	return rpc.GoodbyeRestart
 }
 
 // statusesDue is nil, and so never ready, while a status message is unacknowledged: meanwhile newer statuses replace older ones.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"swarm/raftstore"
+	"swarm/rpc"
 
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/moby/moby/client"
@@ -125,7 +126,7 @@ func TestAgentsSayGoodbye(t *testing.T) {
 			m.halt()
 			other.within(time.Second, m.name+" said good-bye", func() bool {
 				s := m.row(other).Session
-				return s.Presence == raftstore.PresenceAnnounced && s.Reason == goodbyeRestart
+				return s.Presence == raftstore.PresenceAnnounced && s.Reason == rpc.GoodbyeRestart
 			})
 		}
 		took := other.within(time.Second, "there is a leader", func() bool { return leader(all) != nil })

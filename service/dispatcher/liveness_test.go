@@ -22,9 +22,9 @@ func TestWhatAManagerSeesOfAnAgent(t *testing.T) {
 		sight
 		want raftstore.Presence
 	}{
-		{"good-bye, restart", sight{closed: true, goodbye: goodbyeRestart}, raftstore.PresenceAnnounced},
-		{"good-bye, shutdown", sight{closed: true, goodbye: goodbyeShutdown}, raftstore.PresenceAnnounced},
-		{"good-bye, and its port refuses already", sight{closed: true, goodbye: goodbyeLeave, quiet: time.Minute}, raftstore.PresenceAnnounced},
+		{"good-bye, restart", sight{closed: true, goodbye: rpc.GoodbyeRestart}, raftstore.PresenceAnnounced},
+		{"good-bye, shutdown", sight{closed: true, goodbye: rpc.GoodbyeShutdown}, raftstore.PresenceAnnounced},
+		{"good-bye, and its port refuses already", sight{closed: true, goodbye: rpc.GoodbyeLeave, quiet: time.Minute}, raftstore.PresenceAnnounced},
 		{"stream closes, port accepts", sight{closed: true, probe: accepted}, raftstore.PresenceAway},
 		{"stream closes, port refuses", sight{closed: true, probe: unanswered}, raftstore.PresenceSuspect},
 		{"stream closes, no way to ask", sight{closed: true}, raftstore.PresenceSuspect},
@@ -59,11 +59,11 @@ func TestWhatALeaderMakesOfAMissingNode(t *testing.T) {
 	}{
 		{seen: "heard", session: on("n1", raftstore.PresenceHeard), want: ""},
 		{seen: "down already", session: on("n1", raftstore.PresenceDown), want: ""},
-		{seen: "announced shutdown", session: announced(goodbyeShutdown), want: "0s down"},
-		{seen: "announced leave", session: announced(goodbyeLeave), want: "0s down"},
-		{seen: "announced drain, new leader", session: announced(goodbyeDrain), fresh: true, want: "0s down"},
-		{seen: "announced restart, does not come back", session: announced(goodbyeRestart), want: "5s suspect, 10s down"},
-		{seen: "announced restart, takes too long", session: announced(goodbyeRestart), port: accepted, want: "5s away, 10s down"},
+		{seen: "announced shutdown", session: announced(rpc.GoodbyeShutdown), want: "0s down"},
+		{seen: "announced leave", session: announced(rpc.GoodbyeLeave), want: "0s down"},
+		{seen: "announced drain, new leader", session: announced(rpc.GoodbyeDrain), fresh: true, want: "0s down"},
+		{seen: "announced restart, does not come back", session: announced(rpc.GoodbyeRestart), want: "5s suspect, 10s down"},
+		{seen: "announced restart, takes too long", session: announced(rpc.GoodbyeRestart), port: accepted, want: "5s away, 10s down"},
 		{seen: "away", session: on("n1", raftstore.PresenceAway), port: accepted, want: "5s down"},
 		{seen: "away, then its machine goes", session: on("n1", raftstore.PresenceAway), want: "1s suspect, 5s down"},
 		{seen: "suspect", session: on("n1", raftstore.PresenceSuspect), want: "5s down"},
@@ -143,7 +143,7 @@ func TestAnnouncedRestartIsNoSuspicion(t *testing.T) {
 		m.start("n1", "n2")
 		m.create("web", 2)
 		settled(30 * time.Second)
-		m.agents["n2"].send(goodbye(goodbyeRestart))
+		m.agents["n2"].send(goodbye(rpc.GoodbyeRestart))
 		settled(4900 * time.Millisecond)
 		m.wantPresence("n2", raftstore.PresenceAnnounced)
 		if m.nodeState("n2") != swarm.NodeStateDisconnected {
@@ -153,7 +153,7 @@ func TestAnnouncedRestartIsNoSuspicion(t *testing.T) {
 		settled(rosterPaceMax)
 		m.wantPresence("n2", raftstore.PresenceHeard)
 		m.expect("web.1 n1 running, web.2 n2 running")
-		m.agents["n2"].send(goodbye(goodbyeRestart))
+		m.agents["n2"].send(goodbye(rpc.GoodbyeRestart))
 		settled(5100 * time.Millisecond)
 		m.wantPresence("n2", raftstore.PresenceSuspect)
 		settled(4800 * time.Millisecond)
@@ -165,7 +165,7 @@ func TestAnnouncedRestartIsNoSuspicion(t *testing.T) {
 }
 
 func TestAnnouncedLeaveNeedsNoGraceTime(t *testing.T) {
-	for _, reason := range []string{goodbyeLeave, goodbyeShutdown, goodbyeDrain} {
+	for _, reason := range []string{rpc.GoodbyeLeave, rpc.GoodbyeShutdown, rpc.GoodbyeDrain} {
 		withManager(t, 2, func(m *manager) {
 			m.start("n1", "n2")
 			m.create("web", 2)

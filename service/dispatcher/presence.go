@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"swarm/raftstore"
+	"swarm/rpc"
 )
 
 // How long things may take, in beats, of which beatsPerGrace fit into the grace time.
@@ -20,17 +21,9 @@ const (
 	reprobeBeats = 2
 )
 
-// What an agent may say when it ends its session on purpose. Whatever else it says counts as a restart.
-const (
-	goodbyeRestart  = "restart"
-	goodbyeShutdown = "shutdown"
-	goodbyeLeave    = "leave"
-	goodbyeDrain    = "drain"
-)
-
 // forGood says whether a good-bye announces that the node will not be back soon, so that there is nothing to wait for.
 func forGood(goodbye string) bool {
-	return goodbye == goodbyeShutdown || goodbye == goodbyeLeave || goodbye == goodbyeDrain
+	return goodbye == rpc.GoodbyeShutdown || goodbye == rpc.GoodbyeLeave || goodbye == rpc.GoodbyeDrain
 }
 
 // sight is what a manager sees of an agent whose session it serves, or did until the stream closed.

@@ -390,7 +390,7 @@ func (s *session) take(m *rpc.AgentMessage) (goodbye string, err error) {
 		if reason := k.Goodbye.GetReason(); forGood(reason) {
 			return reason, io.EOF
 		}
-		return goodbyeRestart, io.EOF
+		return rpc.GoodbyeRestart, io.EOF
 	case *rpc.AgentMessage_Hello:
 		return "", errdefs.ErrInvalidArgument.WithMessage("a session has one hello only")
 	}
