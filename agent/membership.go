@@ -260,7 +260,7 @@ func (m *membership) others() (addresses []string) {
 	if g := m.gossip.Load(); g != nil {
 		_, port, _ := net.SplitHostPort(rec.AdvertiseAddr)
 		for _, member := range g.Members() {
-			if host, _, err := net.SplitHostPort(member.Address); err == nil && member.State == gossipAlive && member.NodeID != rec.NodeID {
+			if host, _, err := net.SplitHostPort(member.Address); err == nil && member.State == gossip.Alive && member.NodeID != rec.NodeID {
 				addresses = append(addresses, cmp.Or(m.roster.address(member.NodeID), net.JoinHostPort(host, port)))
 			}
 		}
@@ -281,7 +281,7 @@ func (m *membership) movedManagers() (addresses []string) {
 	}
 	seen := map[string]string{}
 	for _, member := range g.Members() {
-		if member.State == gossipAlive {
+		if member.State == gossip.Alive {
 			seen[member.NodeID], _, _ = net.SplitHostPort(member.Address)
 		}
 	}
@@ -293,9 +293,6 @@ func (m *membership) movedManagers() (addresses []string) {
 	}
 	return addresses
 }
-
-// gossipAlive is gossip's word for a member that answers.
-const gossipAlive = "alive"
 
 func shuffled(addresses []string) []string {
 	addresses = slices.Clone(addresses)

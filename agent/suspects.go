@@ -4,6 +4,7 @@ import (
 	"maps"
 	"slices"
 
+	"swarm/gossip"
 	"swarm/raftstore"
 )
 
@@ -13,7 +14,7 @@ func (m *membership) Suspects() []string {
 	suspects := m.roster.suspects()
 	if g := m.gossip.Load(); g != nil && !m.inSession.Load() {
 		for _, member := range g.Members() {
-			if member.State == gossipDead {
+			if member.State == gossip.Dead {
 				suspects[member.NodeID] = true
 			}
 		}
@@ -21,9 +22,6 @@ func (m *membership) Suspects() []string {
 	delete(suspects, m.identity.NodeID())
 	return slices.Sorted(maps.Keys(suspects))
 }
-
-// gossipDead is gossip's word for a member that does not answer, as gossipAlive is for one that does.
-const gossipDead = "dead"
 
 // suspects are the members that the managers suspect or gave up.
 func (r *roster) suspects() map[string]bool {

@@ -136,7 +136,7 @@ func TestTwentyNodesFindEachOther(t *testing.T) {
 		s.crowd(20)
 		t.Logf("joined in %s", s.within(settle, "alive 20"))
 		first := s.nodes[nameOf(3)].Members()[0]
-		if want := (Member{NodeID: "n01", Address: addressOf(1), State: alive}); first != want {
+		if want := (Member{NodeID: "n01", Address: addressOf(1), State: Alive}); first != want {
 			t.Errorf("first member is %v, want %v", first, want)
 		}
 	})

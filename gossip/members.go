@@ -24,16 +24,16 @@ const (
 
 // The states of a member. A suspicion is an inner matter of the library until it is confirmed or refuted.
 const (
-	alive = "alive"
-	dead  = "dead"
-	left  = "left"
+	Alive = "alive"
+	Dead  = "dead"
+	Left  = "left"
 )
 
 // Member is one node.
 type Member struct {
 	NodeID  string
 	Address string // host:port
-	State   string // alive, dead or left
+	State   string // Alive, Dead or Left
 }
 
 // members is what the library tells, remembered: it forgets the dead within a minute. It implements the library's delegates.
@@ -76,7 +76,7 @@ func (m *members) aliveAddresses() map[string]bool {
 	defer m.mu.Unlock()
 	found := map[string]bool{}
 	for _, s := range m.seen {
-		if s.State == alive && s.NodeID != m.self {
+		if s.State == Alive && s.NodeID != m.self {
 			found[s.Address] = true
 		}
 	}
@@ -85,7 +85,7 @@ func (m *members) aliveAddresses() map[string]bool {
 
 func (m *members) prune() {
 	maps.DeleteFunc(m.seen, func(_ string, s sighting) bool {
-		return s.State != alive && time.Since(s.ended) > forgetAfter
+		return s.State != Alive && time.Since(s.ended) > forgetAfter
 	})
 }
 
@@ -112,20 +112,20 @@ func (m *members) NotifyAlive(node *memberlist.Node) error {
 }
 
 func (m *members) NotifyJoin(node *memberlist.Node) {
-	m.note(node, alive)
+	m.note(node, Alive)
 	if node.Name != m.self {
 		m.log.Info("member seen", "node", node.Name, "address", node.Address())
 	}
 }
 
-func (m *members) NotifyUpdate(node *memberlist.Node) { m.note(node, alive) }
+func (m *members) NotifyUpdate(node *memberlist.Node) { m.note(node, Alive) }
 
 func (m *members) NotifyLeave(node *memberlist.Node) {
 	if node.Name == m.self {
-		m.note(node, left)
+		m.note(node, Left)
 		return
 	}
-	state := m.note(node, dead)
+	state := m.note(node, Dead)
 	m.log.Info("member gone", "node", node.Name, "address", node.Address(), "state", state)
 }
 
@@ -133,11 +133,11 @@ func (m *members) NotifyLeave(node *memberlist.Node) {
 func (m *members) note(node *memberlist.Node, state string) string {
 	// NotifyAlive has seen this metadata already.
 	meta, _ := decodeMetadata(node.Meta)
-	if state == dead && meta.leaving {
-		state = left
+	if state == Dead && meta.leaving {
+		state = Left
 	}
 	s := sighting{Member: Member{NodeID: node.Name, Address: node.Address(), State: state}}
-	if state != alive {
+	if state != Alive {
 		s.ended = time.Now()
 	}
 	m.mu.Lock()
